@@ -1,0 +1,3 @@
+"""How sparse autoencoders are made: one file, one method."""
+
+SUITE = "ortsae-bench"

@@ -1,0 +1,3 @@
+"""How sparse autoencoders are measured."""
+
+SUITE = "ortsae-bench"

@@ -1,0 +1,73 @@
+"""Typed errors: one line of cause, one line of remedy, one documented exit code each."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class BenchError(Exception):
+    """Base of every error the suite raises on purpose.
+
+    Args:
+        cause: What went wrong, in one line.
+        remedy: What the user can do about it, in one line.
+    """
+
+    code: ClassVar[str] = "error"
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, cause: str, remedy: str = "") -> None:
+        super().__init__(cause)
+        self.cause = " ".join(str(cause).split())
+        self.remedy = " ".join(str(remedy).split())
+
+    def __str__(self) -> str:
+        return f"{self.cause} — {self.remedy}" if self.remedy else self.cause
+
+
+class UsageError(BenchError):
+    """A flag, name or configuration that cannot be used (exit 2)."""
+
+    code = "usage"
+    exit_code = 2
+
+
+class CheckpointError(BenchError):
+    """A checkpoint that cannot be read, is malformed, or lacks facts (exit 3)."""
+
+    code = "checkpoint"
+    exit_code = 3
+
+
+class UnavailableError(BenchError):
+    """A model, data set or package that cannot be had now (exit 4)."""
+
+    code = "unavailable"
+    exit_code = 4
+
+
+class ResourceError(BenchError):
+    """Disk, memory or file-system trouble (exit 6)."""
+
+    code = "resource"
+    exit_code = 6
+
+
+class VerificationError(BenchError):
+    """A record, cache entry or gate that does not verify (exit 7)."""
+
+    code = "verification"
+    exit_code = 7
+
+
+EXIT_CODES: dict[int, str] = {
+    0: "all done and valid (a task that does not apply is not a failure)",
+    1: "finished, but some tasks failed",
+    2: "usage or configuration",
+    3: "checkpoint rejected",
+    4: "model or data unavailable",
+    5: "judge or budget stop",
+    6: "resources: disk or memory",
+    7: "verification or regression gate",
+    130: "interrupted; run the same command again to go on",
+}

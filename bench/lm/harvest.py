@@ -1,0 +1,161 @@
+"""Activations at one hook for rows of tokens: length-bucketed, early exit, resumable by shards.
+
+Rows are sorted by length and cut into shards of about 32,768 tokens; each shard is one store entry, so an
+interrupted harvest goes on where it stopped. Numbers do not depend on the sharding or the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from bench import progress
+from bench.data.text import Corpus, Rows, tokenised
+from bench.errors import ResourceError
+from bench.lm.hf import LanguageModel
+from bench.lm.hooks import Hook
+from bench.store import Store
+
+SHARD_TOKENS = 32_768
+NORM_FACTOR = 5.0
+CALIBRATION_TOKENS = 8_192
+
+
+@dataclass(frozen=True)
+class Harvest:
+    """What to read where.
+
+    Args:
+        lm: Language model.
+        hook: Place to read.
+        store: Where activations are kept.
+        dtype: `float32`, or `float16` for training sets.
+    """
+
+    lm: LanguageModel
+    hook: Hook
+    store: Store
+    dtype: str = "float32"
+
+    def tokens(self, rows: Rows) -> np.ndarray:
+        """[n_tokens, d] activations of all rows, in row order."""
+        out = np.empty((len(rows.ids), self.lm.d_model), dtype=self.dtype)
+        for members, x in self.shards(rows):
+            out[_positions(rows, members)] = x
+        return out
+
+    def last(self, rows: Rows, wanted: np.ndarray) -> np.ndarray:
+        """[n_rows, d] activations at one position per row.
+
+        Args:
+            rows: Token rows.
+            wanted: [n_rows] index into the flat tokens.
+        """
+        out = np.empty((len(wanted), self.lm.d_model), dtype=self.dtype)
+        for members, x in self._stored(rows, wanted):
+            out[members] = x
+        return out
+
+    def shards(self, rows: Rows) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield (row indices, [n, d] activations of their tokens in that order)."""
+        return self._stored(rows, None)
+
+    def cached(self, rows: Rows, wanted: np.ndarray | None = None) -> float:
+        """Share of the shards already in the store."""
+        have = [self.store.has("activations", self._parts(rows, m, wanted)) for m in _shards(rows)]
+        return float(np.mean(have)) if have else 1.0
+
+    def _parts(self, rows: Rows, members: np.ndarray, wanted: np.ndarray | None) -> dict[str, object]:
+        part = _take(rows, members)
+        picked = None if wanted is None else wanted[members] - rows.offsets[members]
+        return {
+            "lm": self.lm.name,
+            "revision": self.lm.revision,
+            "lm_dtype": self.lm.dtype,
+            "hook": str(self.hook),
+            "rows": part.sha256,
+            "picked": None if picked is None else [int(p) for p in picked],
+            "dtype": self.dtype,
+        }
+
+    def _stored(self, rows: Rows, wanted: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        shards = _shards(rows)
+        label = f"activations of {self.lm.name.partition(':')[2]} at {self.hook}"
+        with progress.track(label, len(rows.ids), "tokens") as advance:
+            for members in shards:
+                parts = self._parts(rows, members, wanted)
+                x = self.store.get("activations", parts, lambda m=members: {"x": self._run(rows, m, wanted)})["x"]
+                yield members, x
+                advance(int(rows.lengths[members].sum()))
+
+    def _run(self, rows: Rows, members: np.ndarray, wanted: np.ndarray | None) -> np.ndarray:
+        """Activations of some rows, in their order; the batch is halved when memory runs out."""
+        budget = 65_536 if self.lm.device.startswith("cuda") else 2_048
+        pieces: list[np.ndarray] = []
+        i = 0
+        while i < len(members):
+            width = int(rows.lengths[members[i]])  # rows are sorted from long to short, so this one is the longest
+            batch = members[i : i + max(1, budget // width)]
+            try:
+                pieces.append(self._batch(rows, batch, wanted))
+            except (torch.cuda.OutOfMemoryError, MemoryError) as e:
+                if len(batch) == 1:
+                    raise ResourceError(f"one row of {width} tokens does not fit in memory", "use a smaller model or another --device") from e
+                budget //= 2
+                progress.note("out of memory, halving the batch", tokens=budget)
+                continue
+            i += len(batch)
+        return np.concatenate(pieces).astype(self.dtype)
+
+    def _batch(self, rows: Rows, batch: np.ndarray, wanted: np.ndarray | None) -> np.ndarray:
+        ids, real = padded(rows, batch)
+        x = self.lm.read(ids, [self.hook])[self.hook].float().cpu()
+        if wanted is None:
+            return x[real].numpy()
+        at = torch.from_numpy(wanted[batch] - rows.offsets[batch])
+        return x[torch.arange(len(batch)), at].numpy()
+
+
+def padded(rows: Rows, batch: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids [len(batch), longest] padded on the right with 0, and the mask of real tokens."""
+    lengths = rows.lengths[batch]
+    ids = np.zeros((len(batch), int(lengths.max())), dtype=np.int64)
+    for r, i in enumerate(batch):
+        ids[r, : lengths[r]] = rows.ids[rows.offsets[i] : rows.offsets[i + 1]]
+    return torch.from_numpy(ids), torch.from_numpy(np.arange(ids.shape[1])[None] < lengths[:, None])
+
+
+def norm_cut(lm: LanguageModel, hook: Hook, corpus: Corpus, store: Store) -> float:
+    """Norm above which a token is left out: 5 × the median over 8,192 unmasked training tokens."""
+    rows = tokenised(lm, corpus, "train", CALIBRATION_TOKENS, store)
+    x = Harvest(lm, hook, store).tokens(rows)
+    return float(NORM_FACTOR * np.median(np.linalg.norm(x[~rows.special], axis=1)))
+
+
+def keep_mask(rows: Rows, x: np.ndarray, cut: float) -> np.ndarray:
+    """[n_tokens] tokens that count: not special, not first in their row, norm within the cut."""
+    return ~rows.special & (np.linalg.norm(x.astype(np.float32), axis=1) <= cut)
+
+
+def _shards(rows: Rows) -> list[np.ndarray]:
+    """Row indices sorted from long to short (ties by index), cut at about `SHARD_TOKENS` tokens."""
+    order = np.argsort(-rows.lengths, kind="stable")
+    edges = np.cumsum(rows.lengths[order]) // SHARD_TOKENS
+    return [order[edges == e] for e in np.unique(edges)]
+
+
+def _take(rows: Rows, members: np.ndarray) -> Rows:
+    at = _positions(rows, members)
+    offsets = np.concatenate([[0], np.cumsum(rows.lengths[members])]).astype(np.int64)
+    document = np.zeros(len(members), dtype=np.int32)  # which document a row is from cannot move its activations
+    return Rows(rows.ids[at], offsets, document, rows.special[at])
+
+
+def _positions(rows: Rows, members: np.ndarray) -> np.ndarray:
+    """Flat token indices of some rows, in their order."""
+    if len(members) == 0:
+        return np.zeros(0, dtype=np.int64)
+    return np.concatenate([np.arange(rows.offsets[i], rows.offsets[i + 1]) for i in members])

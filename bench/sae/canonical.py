@@ -1,0 +1,90 @@
+"""The form every metric sees: unit decoder rows, codes scaled to match.
+
+W_i ← W_i / n_i and f_i ← f_i · n_i with n_i = ‖W_i‖, so every metric is invariant to per-latent rescaling.
+Codes are scaled after the SAE has selected them, so top-k selections stay what the SAE's author made them.
+Rows with n_i < 1e-8 are dead: their codes contribute nothing and are dropped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from bench.sae.codes import Codes
+from bench.sae.dense import DenseSAE
+from bench.store import array_sha256
+from bench.types import SAE
+
+MIN_NORM = 1e-8
+_PROBE_ROWS = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Canonical:
+    """A view of any SAE in canonical form.
+
+    Args:
+        inner: The SAE as it is.
+    """
+
+    inner: SAE
+
+    @property
+    def d_in(self) -> int:
+        return int(self.inner.d_in)
+
+    @property
+    def d_sae(self) -> int:
+        return int(self.inner.d_sae)
+
+    @cached_property
+    def norms(self) -> np.ndarray:
+        """[d_sae] decoder row norms of the inner SAE; 0 for dead rows."""
+        n = np.linalg.norm(_numpy(self.inner.W_dec).astype(np.float64), axis=1)
+        return np.where(n < MIN_NORM, 0.0, n)
+
+    @cached_property
+    def W_dec(self) -> np.ndarray:  # noqa: N802
+        """[d_sae, d_in] float32 unit decoder rows; zero rows stay zero."""
+        return (_numpy(self.inner.W_dec) / np.where(self.norms == 0, 1, self.norms)[:, None]).astype(np.float32)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Identity: the weights of a `DenseSAE`; for other objects, decoder rows and answers to fixed inputs."""
+        if isinstance(self.inner, DenseSAE):
+            return self.inner.sha256
+        probe = np.random.default_rng(0).standard_normal((_PROBE_ROWS, self.d_in)).astype(np.float32)
+        with torch.no_grad():
+            codes = self.inner.encode(torch.from_numpy(probe))
+            answers = (_numpy(codes), _numpy(self.inner.decode(codes)))
+        return hashlib.sha256(array_sha256(_numpy(self.inner.W_dec), *answers).encode()).hexdigest()
+
+    def encode_sparse(self, x: np.ndarray) -> Codes:
+        """Canonical codes of [n, d_in] activations."""
+        if isinstance(self.inner, DenseSAE):
+            return self.inner.encode_sparse(x).scaled(self.norms)
+        blocks = [self._encode_block(x[i : i + 512]) for i in range(0, len(x), 512)]
+        return Codes.concat(blocks).scaled(self.norms)
+
+    def reconstruct(self, codes: Codes) -> np.ndarray:
+        """[n, d_in] float32 reconstructions from canonical codes."""
+        raw = codes.scaled(1 / np.where(self.norms == 0, 1, self.norms))
+        if isinstance(self.inner, DenseSAE):
+            return self.inner.decode_sparse(raw)
+        out = np.empty((codes.n, self.d_in), dtype=np.float32)
+        with torch.no_grad():
+            for at, block in raw.dense_blocks(512):
+                out[at] = _numpy(self.inner.decode(torch.from_numpy(block)))
+        return out
+
+    @torch.no_grad()
+    def _encode_block(self, x: np.ndarray) -> Codes:
+        return Codes.from_dense(_numpy(self.inner.encode(torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)))))
+
+
+def _numpy(t: object) -> np.ndarray:
+    return t.detach().float().cpu().numpy() if isinstance(t, torch.Tensor) else np.asarray(t, dtype=np.float32)

@@ -1,0 +1,111 @@
+"""Sparse codes of n tokens: compressed rows, never n × d_sae."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Codes in CSR form.
+
+    Args:
+        indptr: [n + 1] int64.
+        indices: [nnz] int32 latent of each active code, ascending within a row.
+        values: [nnz] float32, non-zero; may be negative for methods with signed codes.
+        d_sae: Number of latents.
+    """
+
+    indptr: np.ndarray
+    indices: np.ndarray
+    values: np.ndarray
+    d_sae: int
+
+    @classmethod
+    def from_dense(cls, f: np.ndarray) -> Codes:
+        """Codes of one dense block [n, d_sae]."""
+        flat = np.flatnonzero(f)
+        rows, cols = np.divmod(flat, f.shape[1])
+        return cls.from_parts(rows, cols, f.reshape(-1)[flat], *f.shape)
+
+    @classmethod
+    def from_parts(cls, rows: np.ndarray, cols: np.ndarray, values: np.ndarray, n: int, d_sae: int) -> Codes:
+        """Codes from (row, latent, value) triples sorted by row, then latent."""
+        indptr = np.zeros(n + 1, dtype=np.int64)
+        np.cumsum(np.bincount(rows, minlength=n), out=indptr[1:])
+        return cls(indptr, cols.astype(np.int32), values.astype(np.float32), d_sae)
+
+    @classmethod
+    def concat(cls, blocks: list[Codes]) -> Codes:
+        """Blocks of tokens, one after the other."""
+        sizes = np.cumsum([0, *(len(b.values) for b in blocks)])
+        indptr = np.concatenate([np.zeros(1, dtype=np.int64), *(b.indptr[1:] + s for b, s in zip(blocks, sizes, strict=False))])
+        return cls(indptr, np.concatenate([b.indices for b in blocks]), np.concatenate([b.values for b in blocks]), blocks[0].d_sae)
+
+    @property
+    def n(self) -> int:
+        """Number of tokens."""
+        return len(self.indptr) - 1
+
+    @property
+    def matrix(self) -> sp.csr_matrix:
+        """The same memory as a SciPy matrix [n, d_sae]."""
+        return sp.csr_matrix((self.values, self.indices, self.indptr), shape=(self.n, self.d_sae))
+
+    def take(self, rows: np.ndarray) -> Codes:
+        """Codes of some tokens, by index or boolean mask."""
+        return _from_matrix(self.matrix[rows])
+
+    def scaled(self, factors: np.ndarray) -> Codes:
+        """Each latent's codes times its factor; latents with factor 0 vanish."""
+        values = self.values * factors[self.indices].astype(np.float32)
+        if np.all(factors != 0):
+            return Codes(self.indptr, self.indices, values, self.d_sae)
+        m = sp.csr_matrix((values, self.indices, self.indptr), shape=(self.n, self.d_sae))
+        m.eliminate_zeros()
+        return _from_matrix(m)
+
+    def l0(self) -> np.ndarray:
+        """[n] number of active latents per token."""
+        return np.diff(self.indptr)
+
+    def firing_counts(self) -> np.ndarray:
+        """[d_sae] number of tokens on which each latent is active."""
+        return np.bincount(self.indices, minlength=self.d_sae)
+
+    def group_means(self, groups: np.ndarray, n_groups: int) -> np.ndarray:
+        """[n_groups, d_sae] mean code per group of tokens, zeros counted; float64.
+
+        Args:
+            groups: [n] group of each token, or −1 to leave it out.
+            n_groups: Number of groups; an empty group has mean 0.
+        """
+        sizes = np.bincount(groups[groups >= 0], minlength=n_groups)
+        inside = np.flatnonzero(groups >= 0)
+        member = sp.csr_matrix((np.ones(len(inside)), (groups[inside], inside)), shape=(n_groups, self.n))
+        sums = (member @ self.matrix.astype(np.float64)).toarray()
+        return sums / np.maximum(sizes, 1)[:, None]
+
+    def columns(self, latents: np.ndarray) -> np.ndarray:
+        """[n, len(latents)] dense codes of a few latents."""
+        return self.matrix[:, latents].toarray()
+
+    def dense_blocks(self, rows: int = 1024) -> Iterator[tuple[slice, np.ndarray]]:
+        """Yield (slice of tokens, dense block), for SAEs that can only decode dense codes."""
+        m = self.matrix
+        for i in range(0, self.n, rows):
+            at = slice(i, min(i + rows, self.n))
+            yield at, m[at].toarray()
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The three arrays by name, for the store."""
+        return {"indptr": self.indptr, "indices": self.indices, "values": self.values}
+
+
+def _from_matrix(m: sp.csr_matrix) -> Codes:
+    m.sort_indices()
+    return Codes(m.indptr.astype(np.int64), m.indices.astype(np.int32), m.data.astype(np.float32), m.shape[1])

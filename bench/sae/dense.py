@@ -1,0 +1,96 @@
+"""The one inference form of every SAE with a linear encoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.sae.activations import Activation, JumpReLU, TopK
+from bench.sae.codes import Codes
+from bench.store import array_sha256
+
+_BLOCK_NUMBERS = 2**24  # dense pre-activations held at a time: 64 MiB of float32
+
+
+@dataclass(frozen=True, eq=False)
+class DenseSAE:
+    """f = act((x − b_pre) W_enc + b_enc);  x̂ = f W_dec + b_dec.
+
+    BatchTopK exports its threshold, a gated SAE is a per-latent JumpReLU, Matryoshka and OrtSAE differ only in
+    their loss, input scaling folds into the weights: all are this one class.
+
+    Args:
+        W_enc: [d_in, d_sae].
+        b_enc: [d_sae].
+        W_dec: [d_sae, d_in], any row norms.
+        b_dec: [d_in], added by the decoder.
+        b_pre: [d_in], subtracted from the input (b_dec in most formats, zeros in some).
+        act: Activation function.
+    """
+
+    W_enc: Tensor
+    b_enc: Tensor
+    W_dec: Tensor
+    b_dec: Tensor
+    b_pre: Tensor
+    act: Activation
+
+    @property
+    def d_in(self) -> int:
+        return self.W_dec.shape[1]
+
+    @property
+    def d_sae(self) -> int:
+        return self.W_dec.shape[0]
+
+    @property
+    def sha256(self) -> str:
+        """Identity of the function: the float32 weights and the activation, whatever file they came from."""
+        act = self.act.threshold.expand(self.d_sae) if isinstance(self.act, JumpReLU) else torch.tensor([getattr(self.act, "k", 0)])
+        tensors = (self.W_enc, self.b_enc, self.W_dec, self.b_dec, self.b_pre, act)
+        return array_sha256(*(t.detach().float().cpu().numpy() for t in tensors))
+
+    def to(self, device: str) -> DenseSAE:
+        """The same SAE on another device."""
+        act = JumpReLU(self.act.threshold.to(device)) if isinstance(self.act, JumpReLU) else self.act
+        return DenseSAE(*(t.to(device) for t in (self.W_enc, self.b_enc, self.W_dec, self.b_dec, self.b_pre)), act)
+
+    def pre_activations(self, x: Tensor) -> Tensor:
+        """[n, d_sae] values the activation function sees."""
+        return torch.addmm(self.b_enc, x - self.b_pre, self.W_enc)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Dense codes [n, d_sae]."""
+        return self.act(self.pre_activations(x))
+
+    def decode(self, f: Tensor) -> Tensor:
+        """Reconstruction [n, d_in]."""
+        return f @ self.W_dec + self.b_dec
+
+    @torch.no_grad()
+    def encode_sparse(self, x: np.ndarray) -> Codes:
+        """Codes of [n, d_in] activations, computed in blocks of tokens so that memory stays bounded."""
+        block = max(16, _BLOCK_NUMBERS // self.d_sae)
+        parts = [self._block(torch.from_numpy(np.asarray(x[i : i + block], dtype=np.float32))) for i in range(0, len(x), block)]
+        return Codes.concat(parts) if parts else Codes.from_dense(np.zeros((0, self.d_sae), dtype=np.float32))
+
+    def _block(self, x: Tensor) -> Codes:
+        pre = self.pre_activations(x.to(self.W_enc.device))
+        if isinstance(self.act, TopK):
+            top = pre.topk(min(self.act.k, self.d_sae), dim=-1)
+            cols, order = top.indices.sort(dim=-1)
+            values = top.values.gather(-1, order)
+            row, at = torch.nonzero(values > 0, as_tuple=True)
+            triple = (row, cols[row, at], values[row, at])
+        else:
+            active = pre > (self.act.threshold.clamp(min=0) if isinstance(self.act, JumpReLU) else 0)
+            flat = torch.from_numpy(np.flatnonzero(active.cpu().numpy())).to(pre.device)
+            triple = (flat // self.d_sae, flat % self.d_sae, pre.reshape(-1)[flat])
+        return Codes.from_parts(*(t.cpu().numpy() for t in triple), len(x), self.d_sae)
+
+    def decode_sparse(self, codes: Codes) -> np.ndarray:
+        """[n, d_in] float32 reconstructions of sparse codes."""
+        return codes.matrix @ self.W_dec.float().cpu().numpy() + self.b_dec.float().cpu().numpy()

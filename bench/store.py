@@ -1,0 +1,207 @@
+"""Content-addressed arrays on disk: get-or-compute, atomic, checksummed, memory-mapped, bounded.
+
+An entry is a folder `<root>/store/<kind>/<key>/` holding one `.npy` file per array and an `entry.json` with
+the key's parts and each file's SHA-256. It is written to a temporary folder and renamed into place, so a
+reader sees a whole entry or none. Every read checks the checksums; a damaged entry is removed and recomputed.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+
+from bench import progress
+from bench.errors import ResourceError, UsageError
+
+Arrays = dict[str, np.ndarray]
+_TEMPORARY = ".tmp-"
+_STALE_S = 24 * 3600.0
+
+
+def cache_root() -> Path:
+    """`$ORTSAE_CACHE`, else `$XDG_CACHE_HOME/ortsae-bench`, else `~/.cache/ortsae-bench`."""
+    if explicit := os.environ.get("ORTSAE_CACHE"):
+        return Path(explicit).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "ortsae-bench"
+
+
+def digest(parts: object) -> str:
+    """SHA-256 of the canonical JSON of `parts`; equal parts give equal digests on every machine."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def array_sha256(*arrays: np.ndarray) -> str:
+    """SHA-256 over dtype, shape and bytes of each array, in order."""
+    h = hashlib.sha256()
+    for a in arrays:
+        h.update(f"{a.dtype.str}{a.shape}".encode())
+        h.update(np.ascontiguousarray(a).data)
+    return h.hexdigest()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One stored entry, as `cache list` shows it."""
+
+    kind: str
+    key: str
+    path: Path
+    bytes: int
+    used: float
+    parts: dict[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Store:
+    """Get-or-compute cache of named arrays.
+
+    Args:
+        root: Cache root; entries live in `root/store`.
+        max_bytes: Least recently used entries are dropped above this total.
+    """
+
+    root: Path
+    max_bytes: int = 60 * 2**30
+
+    @classmethod
+    def default(cls) -> Store:
+        """The user's store: `cache_root()`, bounded by `$ORTSAE_CACHE_GB` (60)."""
+        text = os.environ.get("ORTSAE_CACHE_GB", "60")
+        try:
+            limit = float(text)
+        except ValueError:
+            raise UsageError(f"ORTSAE_CACHE_GB is {text!r}, not a number", "set it to gigabytes, such as 60") from None
+        return cls(cache_root(), int(limit * 2**30))
+
+    def get(self, kind: str, parts: Mapping[str, object], compute: Callable[[], Arrays]) -> Arrays:
+        """The arrays stored under `parts`, computing and storing them first if need be.
+
+        Args:
+            kind: Folder name, e.g. `activations`.
+            parts: Everything that can change the numbers; JSON-serialisable.
+            compute: Called at most once, under a lock shared by processes.
+
+        Raises:
+            ResourceError: The disk is full or the cache cannot be written.
+        """
+        folder = self._folder(kind, parts)
+        if (found := self._read(folder)) is not None:
+            return found
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(str(folder) + ".lock"):
+                if (found := self._read(folder)) is not None:
+                    return found
+                self._write(folder, kind, parts, compute())
+        except OSError as e:
+            raise _resource(e, folder) from e
+        self._evict(keep=folder)
+        found = self._read(folder)
+        if found is None:
+            raise ResourceError(f"cache entry {folder.name[:12]} vanished while being read", "run the command again")
+        return found
+
+    def has(self, kind: str, parts: Mapping[str, object]) -> bool:
+        """Whether an entry exists (its checksums are verified only when it is read)."""
+        return (self._folder(kind, parts) / "entry.json").exists()
+
+    def entries(self) -> Iterator[Entry]:
+        """Every whole entry, in no particular order."""
+        for meta in (self.root / "store").glob("*/*/entry.json"):
+            try:
+                facts = json.loads(meta.read_text())
+                used = meta.stat().st_mtime
+            except (OSError, ValueError):
+                continue
+            yield Entry(meta.parent.parent.name, meta.parent.name, meta.parent, facts["bytes"], used, facts["parts"])
+
+    def verify(self) -> list[Entry]:
+        """Entries whose bytes no longer match their checksums."""
+        return [e for e in self.entries() if not _intact(e.path)]
+
+    def prune(self, max_bytes: int | None = None) -> int:
+        """Drop least recently used entries above the bound and stale temporary folders; return bytes freed."""
+        for leftover in (self.root / "store").glob(f"*/{_TEMPORARY}*"):
+            if time.time() - leftover.stat().st_mtime > _STALE_S:
+                shutil.rmtree(leftover, ignore_errors=True)
+        return self._evict(limit=max_bytes)
+
+    def clear(self) -> int:
+        """Drop every entry; return bytes freed."""
+        return self._evict(limit=0)
+
+    def _folder(self, kind: str, parts: Mapping[str, object]) -> Path:
+        return self.root / "store" / kind / digest(dict(parts))[:40]
+
+    def _read(self, folder: Path) -> Arrays | None:
+        if not (folder / "entry.json").exists():
+            return None
+        if not _intact(folder):
+            progress.note("cache entry damaged, computing it again", kind=folder.parent.name, key=folder.name[:12])
+            shutil.rmtree(folder, ignore_errors=True)
+            return None
+        os.utime(folder / "entry.json")
+        return {p.stem: np.load(p, mmap_mode="r", allow_pickle=False) for p in sorted(folder.glob("*.npy"))}
+
+    def _write(self, folder: Path, kind: str, parts: Mapping[str, object], arrays: Arrays) -> None:
+        temporary = folder.parent / f"{_TEMPORARY}{uuid.uuid4().hex}"
+        temporary.mkdir()
+        try:
+            for name, array in arrays.items():
+                with (temporary / f"{name}.npy").open("wb") as f:
+                    np.save(f, np.asarray(array), allow_pickle=False)
+                    f.flush()
+                    os.fsync(f.fileno())
+            files = {p.name: file_sha256(p) for p in sorted(temporary.glob("*.npy"))}
+            size = sum(p.stat().st_size for p in temporary.glob("*.npy"))
+            facts = {"kind": kind, "parts": dict(parts), "files": files, "bytes": size}
+            (temporary / "entry.json").write_text(json.dumps(facts, sort_keys=True, indent=1))
+            temporary.rename(folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+    def _evict(self, keep: Path | None = None, limit: int | None = None) -> int:
+        limit = self.max_bytes if limit is None else limit
+        entries = sorted(self.entries(), key=lambda e: e.used)
+        total, freed = sum(e.bytes for e in entries), 0
+        for e in entries:
+            if total - freed <= limit:
+                break
+            if e.path != keep:
+                shutil.rmtree(e.path, ignore_errors=True)
+                Path(str(e.path) + ".lock").unlink(missing_ok=True)
+                freed += e.bytes
+        return freed
+
+
+def _intact(folder: Path) -> bool:
+    try:
+        files: dict[str, str] = json.loads((folder / "entry.json").read_text())["files"]
+        return bool(files) and all(file_sha256(folder / name) == sha for name, sha in files.items())
+    except (OSError, ValueError, KeyError, AttributeError):
+        return False
+
+
+def _resource(e: OSError, path: Path) -> ResourceError:
+    if e.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ResourceError(f"disk full while writing {path}", "free space, or set ORTSAE_CACHE to another disk")
+    return ResourceError(f"cannot write the cache at {path}: {e.strerror}", "set ORTSAE_CACHE to a writable folder")

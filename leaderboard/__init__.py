@@ -1,0 +1,3 @@
+"""What was answered: records, tables, suites."""
+
+SUITE = "ortsae-bench"

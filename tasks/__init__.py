@@ -1,0 +1,3 @@
+"""What is asked: one file, one task."""
+
+SUITE = "ortsae-bench"
