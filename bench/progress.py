@@ -6,7 +6,9 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+
+from bench import interrupts
 
 Advance = Callable[[int], None]
 _EVERY_S = 5.0
@@ -22,18 +24,20 @@ def note(event: str, **facts: object) -> None:
 
 @contextmanager
 def track(label: str, total: int, unit: str = "") -> Iterator[Advance]:
-    """Yield `advance(n)`; show how far the work is and when it should end.
+    """Yield `advance(n)`; show how far the work is and when it should end. Ctrl-C takes effect between two calls.
 
     Args:
         label: What is being done.
         total: Units of work in all.
         unit: Name of one unit, for the reader.
     """
-    if sys.stderr.isatty():
-        with _bar(label, total) as advance:
-            yield advance
-    else:
-        yield _lines(label, total, unit)
+    with _bar(label, total) if sys.stderr.isatty() else nullcontext(_lines(label, total, unit)) as advance:
+
+        def step(n: int) -> None:
+            advance(n)
+            interrupts.check()
+
+        yield step
 
 
 @contextmanager

@@ -95,20 +95,38 @@ class NotApplicable:
     reason: str
 
 
+@dataclass(frozen=True)
+class Work:
+    """What a task asks of the language model.
+
+    Args:
+        read: Name of what is read → tokens in all and tokens already stored.
+        tail: Tokens that run through the layers after the hook and the unembedding.
+    """
+
+    read: dict[str, tuple[int, int]]
+    tail: int = 0
+
+
 class Task(Protocol):
     """One question. A frozen dataclass whose fields are its parameters.
 
     `name` and `version` identify it; `sources` are citations (BibTeX keys of `bench.citations`); `caveats` are
-    known weaknesses, printed beside the number.
+    known weaknesses, printed beside the number; `headline` are the metrics shown first.
     """
 
     name: ClassVar[str]
     version: ClassVar[int]
     sources: ClassVar[tuple[str, ...]]
     caveats: ClassVar[tuple[str, ...]]
+    headline: ClassVar[tuple[str, ...]]
 
     def data(self, ctx: Any) -> Mapping[str, str]:
         """Identities of the data read, name → hash; part of the record's key, so nothing is computed for it."""
+        ...
+
+    def work(self, ctx: Any) -> Work:
+        """What it asks of the language model; for `plan`."""
         ...
 
     def run(self, sae: Any, ctx: Any) -> Result | NotApplicable: ...

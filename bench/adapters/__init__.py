@@ -1,0 +1,151 @@
+"""Checkpoint formats: one file of this package per format, found by name; `open_checkpoint` chooses among them."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Protocol, cast
+
+from bench import progress
+from bench.errors import BenchError, CheckpointError
+from bench.sae.activations import JumpReLU, TopK
+from bench.sae.checkpoint import Loaded
+
+GROUP = "ortsae_bench.adapters"
+_DEPTH, _FOLDERS, _SHOWN = 4, 2000, 5
+_SPELLED = "give the folder that holds the weights and their config"
+
+
+@dataclass(frozen=True)
+class Given:
+    """Facts that a checkpoint may lack, as the user gave them by flag.
+
+    Args:
+        k: Active latents per token (`--k`).
+        threshold: Inference threshold of a BatchTopK SAE (`--threshold`).
+        norm_scale: Factor on the input that the SAE was trained with (`--norm-scale`).
+    """
+
+    k: int | None = None
+    threshold: float | None = None
+    norm_scale: float | None = None
+
+
+class Adapter(Protocol):
+    """What a file of this package offers, and what an entry point of the group points at.
+
+    `sniff` is cheap, executes nothing and never raises; `load` raises `CheckpointError` only.
+    """
+
+    FORMAT: str
+
+    def sniff(self, path: Path) -> bool: ...
+    def load(self, path: Path, given: Given) -> Loaded: ...
+
+
+def _own() -> Iterator[Adapter]:
+    """The modules of this package that name a format, by file name; the others are shared pieces."""
+    for name in sorted(m.name for m in pkgutil.iter_modules(__path__)):
+        module = importlib.import_module(f"{__name__}.{name}")
+        if hasattr(module, "FORMAT"):
+            yield cast(Adapter, module)
+
+
+@cache
+def plugins() -> tuple[Adapter, ...]:
+    """Adapters of other distributions, by name; one that fails to import is reported and left out."""
+    found: list[Adapter] = []
+    for point in sorted(entry_points(group=GROUP), key=lambda p: p.name):
+        try:
+            adapter = point.load()
+            if not (isinstance(adapter.FORMAT, str) and callable(adapter.sniff) and callable(adapter.load)):
+                raise TypeError("FORMAT is not a string, or sniff or load is not callable")
+        except Exception as e:  # whatever a plugin does wrong must not keep ours from working
+            progress.note("adapter plugin left out", plugin=point.name, why=f"{type(e).__name__}: {e}")
+        else:
+            found.append(cast(Adapter, adapter))
+    return tuple(found)
+
+
+ADAPTERS: tuple[Adapter, ...] = tuple(_own())
+
+
+def open_checkpoint(path: Path, given: Given) -> Loaded:
+    """Read an SAE from a folder or one of its files, whatever the format.
+
+    Raises:
+        CheckpointError: Nothing there, an unknown or unsupported format, damage, or facts missing.
+    """
+    from bench.adapters.build import checked
+
+    path = Path(path)
+    if not os.path.exists(path):
+        raise CheckpointError(f"there is nothing at {path}", "check the path given to --sae")
+    adapter = _choose(path)
+    if adapter is None:
+        raise _unknown(path)
+    try:
+        loaded = adapter.load(path, given)
+        checked(loaded.sae)
+    except BenchError:
+        raise
+    except Exception as e:  # the promise of one error type must hold for plugins and for bugs of ours
+        raise CheckpointError(f"the {adapter.FORMAT} checkpoint at {path} cannot be read: {type(e).__name__}: {e}", _SPELLED) from e
+    _flags_used(loaded, given)
+    return loaded
+
+
+def _choose(path: Path) -> Adapter | None:
+    for adapter in (*ADAPTERS, *plugins()):
+        try:
+            if adapter.sniff(path):
+                return adapter
+        except Exception as e:
+            progress.note("adapter failed to look", adapter=adapter.FORMAT, why=f"{type(e).__name__}: {e}")
+    return None
+
+
+def _unknown(path: Path) -> CheckpointError:
+    """Why nothing could be opened: several SAEs below, a known format that is not supported, or nothing known."""
+    from bench.adapters.unsupported import recognise
+
+    if foreign := recognise(path):
+        return CheckpointError(f"{path} holds {foreign}", "convert it to a supported format, or add an adapter")
+    if below := _below(path):
+        shown = ", ".join(str(p.relative_to(path)) for p in below[:_SHOWN]) + (", …" if len(below) > _SHOWN else "")
+        return CheckpointError(f"{path} holds no SAE itself but {len(below)} below it: {shown}", "give one of them")
+    formats = ", ".join(a.FORMAT for a in (*ADAPTERS, *plugins()))
+    return CheckpointError(f"no SAE checkpoint is recognised at {path}; looked for {formats}", _SPELLED)
+
+
+def _below(path: Path) -> list[Path]:
+    """SAE folders below a folder, found without following links and within a bounded search."""
+    found: list[Path] = []
+    for seen, (folder, names, _) in enumerate(os.walk(path)):
+        here = Path(folder)
+        if here != path and _choose(here) is not None:
+            found.append(here)
+            names.clear()
+        if len(here.relative_to(path).parts) >= _DEPTH or seen >= _FOLDERS:
+            names.clear()
+        names.sort()
+    return found
+
+
+def _flags_used(loaded: Loaded, given: Given) -> None:
+    """Refuse a flag that changed nothing: it was meant for another SAE, or this one is not what the user thinks."""
+    act = loaded.sae.act
+    one_threshold = isinstance(act, JumpReLU) and bool((act.threshold == act.threshold[0]).all())
+    unused = {
+        "--k": given.k is not None and not isinstance(act, TopK),
+        "--threshold": given.threshold is not None and not one_threshold,
+        "--norm-scale": given.norm_scale is not None and loaded.normalisation == "none",
+    }
+    for flag in (name for name, is_unused in unused.items() if is_unused):
+        raise CheckpointError(f"{flag} does not apply to this {loaded.architecture} SAE of format {loaded.format}", f"leave out {flag}")

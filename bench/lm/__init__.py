@@ -2,8 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from bench.errors import UsageError
 from bench.lm.hf import LanguageModel
+
+# Names that TransformerLens gives to models of the hub; checkpoints written with it hold these.
+_ALIASES = {
+    "gpt2-small": "gpt2",
+    "pythia-70m-deduped": "EleutherAI/pythia-70m-deduped",
+    "pythia-160m-deduped": "EleutherAI/pythia-160m-deduped",
+    "gemma-2b": "google/gemma-2b",
+    "gemma-2-2b": "google/gemma-2-2b",
+    "gemma-2-9b": "google/gemma-2-9b",
+}
+
+
+def lm_reference(name: str) -> str:
+    """A reference `open_lm` understands, from the model name a checkpoint holds (a hub name unless it says otherwise)."""
+    return name if ":" in name or name.startswith(("/", ".", "~")) else f"hf:{_ALIASES.get(name, name)}"
+
+
+def identity(reference: str, opener: Callable[[], LanguageModel]) -> tuple[str, str]:
+    """Name and revision; the embedded model's are known without opening it."""
+    from bench.lm import embedded
+
+    if reference == embedded.NAME:
+        return embedded.NAME, embedded.REVISION
+    lm = opener()
+    return lm.name, lm.revision
 
 
 def open_lm(reference: str, device: str = "cpu", dtype: str = "float32") -> LanguageModel:

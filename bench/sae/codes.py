@@ -90,6 +90,12 @@ class Codes:
         sums = (member @ self.matrix.astype(np.float64)).toarray()
         return sums / np.maximum(sizes, 1)[:, None]
 
+    def pooled(self, groups: np.ndarray, n_groups: int) -> Codes:
+        """Codes of groups of tokens: the mean over each group's tokens, zeros counted; an empty group has none."""
+        sizes = np.maximum(np.bincount(groups, minlength=n_groups), 1)
+        member = sp.csr_matrix((1 / sizes[groups], (groups, np.arange(self.n))), shape=(n_groups, self.n))
+        return _from_matrix((member @ self.matrix).tocsr())
+
     def columns(self, latents: np.ndarray) -> np.ndarray:
         """[n, len(latents)] dense codes of a few latents."""
         return self.matrix[:, latents].toarray()

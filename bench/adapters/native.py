@@ -1,0 +1,56 @@
+"""Our own format: `sae.safetensors` and `sae.json`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bench.adapters import Given
+from bench.adapters.build import name_of, precision, topk, word
+from bench.adapters.files import folder_of, only, read_json, read_safetensors, take
+from bench.errors import CheckpointError
+from bench.sae.checkpoint import FACTS, WEIGHTS, Loaded, activation
+from bench.sae.checkpoint import FORMAT as VERSION
+from bench.sae.dense import DenseSAE
+
+FORMAT = "ortsae-bench"
+
+
+def sniff(path: Path) -> bool:
+    """Both files are there."""
+    return folder_of(path, WEIGHTS, FACTS) is not None
+
+
+def load(path: Path, given: Given) -> Loaded:
+    """Read what `bench.sae.checkpoint.save` wrote."""
+    folder = folder_of(path, WEIGHTS, FACTS) or path
+    facts, tensors = read_json(folder, FACTS), read_safetensors(folder, WEIGHTS)
+    if facts.get("format") != FORMAT or facts.get("format_version") != VERSION:
+        said = f"{facts.get('format')} {facts.get('format_version')}"
+        raise CheckpointError(f"{FACTS} is of format {said!r}, not {FORMAT} {VERSION}", "update ortsae-bench or give another checkpoint")
+    act = facts.get("activation")
+    if not isinstance(act, dict):
+        raise CheckpointError(f"{FACTS} describes no activation", "the file is damaged or from another program")
+    only(tensors, "W_enc", "b_enc", "W_dec", "b_dec", "b_pre", *(["threshold"] if act.get("name") == "jumprelu" else []))
+    b_enc, b_dec = take(tensors, "b_enc", (None,)), take(tensors, "b_dec", (None,))
+    d_sae, d_in = len(b_enc), len(b_dec)
+    if act.get("name") == "topk":
+        topk(act.get("k"), given, d_sae)
+    thresholds = {"threshold": take(tensors, "threshold", (d_sae,))} if act.get("name") == "jumprelu" else {}
+    sae = DenseSAE(
+        take(tensors, "W_enc", (d_in, d_sae)),
+        b_enc,
+        take(tensors, "W_dec", (d_sae, d_in)),
+        b_dec,
+        take(tensors, "b_pre", (d_in,)),
+        activation(act, thresholds),
+    )
+    return Loaded(
+        sae,
+        FORMAT,
+        word(facts.get("method")) or sae.act.name,
+        word(facts.get("name")) or name_of(folder),
+        word(facts.get("lm")),
+        word(facts.get("hook")),
+        oddities=precision(tensors["W_dec"]),
+        facts={k: v for k, v in facts.items() if k not in ("format", "format_version", "activation", "name", "method", "lm", "hook")},
+    )

@@ -1,0 +1,156 @@
+"""What a task is given: the language model's activations, codes, the store, and named randomness."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from bench.data.text import Corpus, Rows, rows_of, tokenised
+from bench.lm.harvest import Harvest, keep_mask, norm_cut
+from bench.lm.hf import LanguageModel
+from bench.lm.hooks import Hook, parse_hook
+from bench.lm.splice import Splicer
+from bench.rng import numpy_rng
+from bench.sae.canonical import Canonical
+from bench.sae.codes import Codes
+from bench.store import Store, digest
+
+ACTIVE_FIRINGS = 20  # a latent with fewer firings on the evaluation tokens does not count as alive
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Evaluation text with activations.
+
+    Args:
+        rows: Token rows.
+        x: [n_tokens, d] activations at the hook, all positions.
+        keep: [n_tokens] tokens that count.
+    """
+
+    rows: Rows
+    x: np.ndarray
+    keep: np.ndarray
+
+    @cached_property
+    def kept(self) -> np.ndarray:
+        """[kept, d] activations of the tokens that count."""
+        return self.x[self.keep]
+
+    @cached_property
+    def document(self) -> np.ndarray:
+        """[kept] document of each token, numbered from 0 without gaps."""
+        return np.unique(self.rows.token_document[self.keep], return_inverse=True)[1]
+
+    @property
+    def dropped(self) -> int:
+        """Tokens the mask leaves out."""
+        return int((~self.keep).sum())
+
+
+@dataclass(frozen=True)
+class Context:
+    """Everything a task may ask for.
+
+    Args:
+        opener: Opens the language model; called when a task first needs it.
+        site: `lm`, `revision`, `lm_dtype`, `hook`: where activations come from.
+        corpus: Unlabelled text.
+        store: Cache shared by all tasks and SAEs.
+        seed: Root of every random draw.
+        against: Name and SAE to compare dictionaries with (`--against`).
+    """
+
+    opener: Callable[[], LanguageModel]
+    site: Mapping[str, str]
+    corpus: Corpus
+    store: Store
+    seed: int = 0
+    against: tuple[str, Canonical] | None = None
+
+    def rng(self, *path: object) -> np.random.Generator:
+        """Generator of one named draw."""
+        return numpy_rng(self.seed, *path)
+
+    @cached_property
+    def lm(self) -> LanguageModel:
+        """The language model, opened on first use."""
+        return self.opener()
+
+    @property
+    def hook(self) -> Hook:
+        """The SAE's hook."""
+        return parse_hook(self.site["hook"])
+
+    @cached_property
+    def norm_cut(self) -> float:
+        """Norm above which a token is left out at this site."""
+        return norm_cut(self.lm, self.hook, self.corpus, self.store)
+
+    def text(self, tokens: int) -> Tokens:
+        """The first `tokens` tokens of the evaluation part, with activations and mask."""
+        rows = tokenised(self.lm, self.corpus, "eval", tokens, self.store, rows_per_document=1)
+        x = Harvest(self.lm, self.hook, self.store).tokens(rows)
+        return Tokens(rows, x, keep_mask(rows, x, self.norm_cut))
+
+    def text_cached(self, tokens: int) -> tuple[int, int]:
+        """How many tokens `text` would read, and how many of them are stored already."""
+        rows = tokenised(self.lm, self.corpus, "eval", tokens, self.store, rows_per_document=1)
+        return len(rows.ids), round(len(rows.ids) * Harvest(self.lm, self.hook, self.store).cached(rows))
+
+    def text_codes(self, sae: Canonical, text: Tokens) -> Codes:
+        """Codes of the kept tokens of a text."""
+        return self.codes(sae, text.kept, {"rows": text.rows.sha256, "cut": self.norm_cut})
+
+    def codes(self, sae: Canonical, x: np.ndarray, identity: dict[str, object]) -> Codes:
+        """Codes of activations, computed once per SAE and kept in the store.
+
+        Args:
+            sae: Canonical SAE.
+            x: [n, d] activations.
+            identity: What the activations are, beyond the site.
+        """
+        parts = {**self.site, **identity, "sae": sae.sha256, "norms": digest([float(n) for n in sae.norms])}
+        found = self.store.get("codes", parts, lambda: sae.encode_sparse(x).arrays())
+        return Codes(*(np.asarray(found[k]) for k in ("indptr", "indices", "values")), sae.d_sae)
+
+    def splicer(self, text: Tokens) -> Splicer:
+        """Loss measurements on a text."""
+        return Splicer(self.lm, self.hook, text.rows, text.x, text.keep, self.store)
+
+    def prompts(self, texts: list[str], context: int = 128) -> Rows:
+        """One row per text: its last `context` tokens."""
+        pieces = [self.lm.tail_row(t, context) for t in texts]
+        return rows_of(pieces, list(range(len(texts))), self.lm.special_ids)
+
+    def last_kept(self, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+        """Activation at each row's last token that counts.
+
+        Returns:
+            ([n_rows, d] activations, [n_rows] whether the row has such a token; its activation is 0 otherwise).
+        """
+        wanted, some = last_ordinary(rows)
+        x = Harvest(self.lm, self.hook, self.store).last(rows, wanted)
+        some &= np.linalg.norm(x, axis=1) <= self.norm_cut
+        return np.where(some[:, None], x, 0), some
+
+
+def last_ordinary(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+    """[n_rows] flat index of each row's last token that is not special, and whether it has one (else its first token)."""
+    starts = rows.offsets[:-1]
+    ordinary = np.where(rows.special, -1, np.arange(len(rows.ids)))
+    wanted = np.maximum.reduceat(ordinary, starts) if len(starts) else np.zeros(0, np.int64)
+    return np.where(wanted >= starts, wanted, starts), wanted >= starts
+
+
+def context_for(lm: LanguageModel, hook: Hook, corpus: Corpus, store: Store, seed: int = 0) -> Context:
+    """A context on a language model that is already open."""
+    return Context(lambda: lm, site_facts(lm.name, lm.revision, lm.dtype, hook), corpus, store, seed)
+
+
+def site_facts(lm: str, revision: str, dtype: str, hook: Hook) -> dict[str, str]:
+    """A site as plain data; part of every record's key."""
+    return {"lm": lm, "revision": revision, "lm_dtype": dtype, "hook": str(hook)}

@@ -1,0 +1,58 @@
+"""Splitting rows fairly, and grouping data sets that are not independent of one another."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import scipy.sparse as sp
+from scipy.sparse.csgraph import connected_components
+
+
+def stratified_sample(labels: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
+    """Indices of at most `most` rows in random order, classes in their own proportions (each keeps at least one)."""
+    order = rng.permutation(len(labels))
+    if len(labels) <= most:
+        return order
+    share = most / len(labels)
+    picked = [order[labels[order] == c][: max(1, round(share * int((labels == c).sum())))] for c in np.unique(labels)]
+    chosen = np.concatenate(picked)
+    return chosen[rng.permutation(len(chosen))][:most]
+
+
+def stratified_split(labels: np.ndarray, test_share: float, rng: np.random.Generator) -> np.ndarray:
+    """[n] bool, True for test rows: the share is kept within every class, with at least one row on each side."""
+    test = np.zeros(len(labels), dtype=bool)
+    for c in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == c))
+        size = min(max(1, round(test_share * len(members))), len(members) - 1)
+        test[members[:size]] = True
+    return test
+
+
+def source_families(texts: Mapping[str, Sequence[bytes]], groups: Mapping[str, str], share: float = 0.05) -> dict[str, str]:
+    """Group data sets that share texts or a source file; units of statistics are families, not sets.
+
+    Args:
+        texts: Set name → hashes of its de-duplicated texts.
+        groups: Set name → name of the multi-class file it was cut from, where there is one.
+        share: Two sets are joined when this share of the smaller one's texts is also in the other.
+
+    Returns:
+        Set name → family, named after the family's alphabetically first set.
+    """
+    names = sorted(texts)
+    kept = {n: set(texts[n]) for n in names}
+    owners: dict[bytes, list[int]] = {}
+    for i, n in enumerate(names):
+        for h in kept[n]:
+            owners.setdefault(h, []).append(i)
+    common = Counter((a, b) for who in owners.values() for k, a in enumerate(who) for b in who[k + 1 :])
+    edges = [(a, b) for (a, b), c in common.items() if c >= share * min(len(kept[names[a]]), len(kept[names[b]]))]
+    edges += [(a, b) for a, m in enumerate(names) for b, n in enumerate(names) if a < b and m in groups and groups[m] == groups.get(n)]
+    rows, cols = np.array(edges, dtype=np.int64).reshape(-1, 2).T
+    graph = sp.coo_matrix((np.ones(len(rows)), (rows, cols)), shape=(len(names), len(names)))
+    label = connected_components(graph, directed=False)[1]
+    first = {c: n for c, n in reversed(list(zip(label, names, strict=True)))}
+    return {n: first[c] for n, c in zip(names, label, strict=True)}

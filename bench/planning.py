@@ -1,0 +1,60 @@
+"""What a run would cost: tokens to read, passes through the layers after the hook, minutes, memory, disk.
+
+Minutes come from the number of floating-point operations and a half-second measurement of this machine's
+matrix product; they are estimates within a factor of about two.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from bench.record import Records
+from bench.runner import Job, jobs
+from bench.spec import RunSpec
+
+_EFFICIENCY = 0.6  # share of a bare matrix product's speed that a whole model reaches
+
+
+def estimate(spec: RunSpec) -> dict[str, Any]:
+    """The plan of a run as plain data."""
+    records, seen, planned = Records(spec.records_folder), set[str](), []
+    flops = 0.0
+    for job in jobs(spec):
+        line = _job(job, records, seen)
+        flops = flops or (0.0 if line["recorded"] else _speed())
+        line["minutes"] = round(line.pop("gflop") / flops / 60, 2) if flops and not line["recorded"] else 0.0
+        planned.append(line)
+    total = {k: sum(line[k] for line in planned) for k in ("minutes", "disk_mib")}
+    total["memory_mib"] = max((line["memory_mib"] for line in planned), default=0)
+    return {"jobs": planned, "total": total}
+
+
+def _job(job: Job, records: Records, seen: set[str]) -> dict[str, Any]:
+    base = {"sae": job.subject.name, "task": f"{job.facts.name}@{job.facts.version}", "recorded": False, "gflop": 0.0, "memory_mib": 0, "disk_mib": 0}
+    if records.find(job.subject, job.facts, job.key) is not None:
+        return {**base, "recorded": True}
+    lm, work = job.context.lm, job.task.work(job.context)
+    new = {k: v for k, v in work.read.items() if k not in seen}  # a text read for one task serves the next
+    seen.update(work.read)
+    total, cached = sum(t for t, _ in new.values()), sum(c for _, c in new.values())
+    layer = 2 * sum(p.numel() for p in lm.blocks[0].parameters())
+    above, below = lm.n_layers - job.context.hook.layer - 1, job.context.hook.layer + 1
+    head = 2 * lm.d_model * lm.model.config.get_text_config().vocab_size
+    gflop = ((total - cached) * layer * below + work.tail * (layer * above + 2 * head) + total * 2 * job.subject.d_in * job.subject.d_sae) / 1e9
+    weights = sum(p.numel() for p in lm.model.parameters()) * 4 + 2 * 4 * job.subject.d_in * job.subject.d_sae
+    memory = (weights + 2 * 4 * total * lm.d_model) / 2**20 + 1024
+    disk = 4 * lm.d_model * (total - cached) / 2**20
+    return {**base, "read_tokens": total, "cached_tokens": cached, "tail_tokens": work.tail, "gflop": gflop, "memory_mib": round(memory), "disk_mib": round(disk)}
+
+
+def _speed() -> float:
+    """GFLOP/s of the language model on this machine, from a short matrix product."""
+    import torch
+
+    a, b = torch.randn(2048, 576), torch.randn(576, 2048)
+    start, n = time.perf_counter(), 0
+    while time.perf_counter() - start < 0.5:
+        a @ b
+        n += 1
+    return n * 2 * 2048 * 2048 * 576 / 1e9 / (time.perf_counter() - start) * _EFFICIENCY

@@ -1,0 +1,100 @@
+"""One grammar for SAEs everywhere: a path, `demo:NAME`, `hf:REPO[@revision][#folder]`, or a recorded subject."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench import registry
+from bench.adapters import Given, open_checkpoint
+from bench.errors import UnavailableError, UsageError
+from bench.record import Record, Records, SubjectFacts
+from bench.sae.checkpoint import Loaded
+
+_SHA_PREFIX = re.compile(r"[0-9a-f]{8,64}")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An SAE by reference.
+
+    Args:
+        reference: As the user wrote it.
+        loaded: What the adapter read.
+    """
+
+    reference: str
+    loaded: Loaded
+
+
+def published_records() -> Records:
+    """The records that come with the project; empty in an installed wheel."""
+    return Records(registry.package_folder("leaderboard") / "records")
+
+
+def open_sae(reference: str, given: Given | None = None, records: Iterable[Records] = ()) -> Opened:
+    """The SAE behind a reference, with its weights.
+
+    Args:
+        reference: Path, `demo:NAME` or `hf:REPO[@revision][#folder]`.
+        given: Facts the file may lack.
+        records: Where to look for recorded subjects, so that a reference to one is explained.
+
+    Raises:
+        UsageError: Unknown reference, or one that names records only.
+        CheckpointError: The checkpoint is refused.
+        UnavailableError: The hub cannot be reached.
+    """
+    if reference.startswith("demo:"):
+        path = registry.pick("demo", reference.removeprefix("demo:"), registry.demos())
+    elif reference.startswith("hf:"):
+        path = _downloaded(reference)
+    else:
+        path = Path(reference).expanduser()
+        if not path.exists():
+            raise _unknown(reference, records)
+    return Opened(reference, open_checkpoint(path, given or Given()))
+
+
+def find_subject(reference: str, found: Iterable[Record]) -> SubjectFacts:
+    """The recorded subject of that name or sha256 prefix (eight digits or more).
+
+    Raises:
+        UsageError: None, or several; the remedy holds the candidates.
+    """
+    name = reference.removeprefix("demo:")
+    subjects = {(r.subject.sha256, str(r.subject.hook)): r.subject for r in found}.values()
+    hits = [s for s in subjects if s.name == name or (_SHA_PREFIX.fullmatch(name) and s.sha256.startswith(name))]
+    if len({s.sha256 for s in hits}) == 1:
+        return hits[0]
+    if not hits:
+        raise UsageError(f"no recorded SAE {reference!r}", registry.did_you_mean(name, sorted({s.name for s in subjects})))
+    raise UsageError(f"{reference!r} names several recorded SAEs", "choose one: " + ", ".join(f"{s.name} {s.sha256[:12]}" for s in hits))
+
+
+def _unknown(reference: str, records: Iterable[Records]) -> UsageError:
+    found = [r for folder in records for r in folder.scan()[0]]
+    try:
+        subject = find_subject(reference, found)
+    except UsageError:
+        demos = ", ".join(f"demo:{n}" for n in registry.demos())
+        return UsageError(f"no checkpoint at {reference!r}", f"give a path, hf:REPO, or one of {demos}")
+    return UsageError(f"{reference!r} is known from records only ({subject.sha256[:12]}); this needs its weights", "give the path of the checkpoint")
+
+
+def _downloaded(reference: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    text, _, folder = reference.removeprefix("hf:").partition("#")
+    repo, _, revision = text.partition("@")
+    if ".." in folder.split("/"):
+        raise UsageError(f"{folder!r} leaves the repository", "name a folder inside it")
+    patterns = [f"{folder}/*", folder] if folder else None
+    try:
+        root = Path(snapshot_download(repo, revision=revision or None, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as e:
+        raise UnavailableError(f"{reference} cannot be fetched: {str(e).splitlines()[0]}", "check the name, the revision, HF_TOKEN and the network") from e
+    return root / folder if folder else root

@@ -1,0 +1,106 @@
+"""RunSpec: flags, a TOML file or Python keywords → one frozen description of a run."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from bench import registry
+from bench.errors import UsageError
+
+DEFAULT_SUITE = "standard"
+_CAPPED = ("tokens", "rows")  # what --limit caps
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """Everything a run depends on; the same names as flags, TOML keys and keyword arguments.
+
+    Args:
+        sae: References of the SAEs.
+        suite: Suite name, or a path to a suite file.
+        tasks: Task names; when given, only these run (with the suite's sizes where it names them).
+        params: Task name → parameters, over the suite's.
+        lm: Language model reference; "" takes the one in the checkpoint.
+        hook: Hook; "" takes the one in the checkpoint.
+        text: Unlabelled text to measure on.
+        against: Reference of an SAE to compare dictionaries with.
+        records: Folder of result records; "" means `$ORTSAE_RECORDS` or `./ortsae-results`.
+        seed: Root of every random draw.
+        limit: Caps every task's `tokens` and `rows`; 0 means no cap.
+        device: Torch device; `auto` takes a GPU when there is one.
+        dtype: Language model's precision.
+        k: Fact a checkpoint may lack: active latents per token.
+        threshold: Fact a checkpoint may lack: activation threshold.
+        norm_scale: Fact a checkpoint may lack: input scale it was trained with.
+    """
+
+    sae: tuple[str, ...] = ()
+    suite: str = DEFAULT_SUITE
+    tasks: tuple[str, ...] = ()
+    params: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    lm: str = ""
+    hook: str = ""
+    text: str = "pypi:sae-probes"
+    against: str = ""
+    records: str = ""
+    seed: int = 0
+    limit: int = 0
+    device: str = "auto"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    k: int | None = None
+    threshold: float | None = None
+    norm_scale: float | None = None
+
+    @property
+    def records_folder(self) -> Path:
+        """Where this run's records go."""
+        return Path(self.records or os.environ.get("ORTSAE_RECORDS") or "ortsae-results").expanduser()
+
+    def suite_of(self) -> registry.Suite:
+        """The suite this run takes its tasks and sizes from."""
+        if self.suite.endswith(".toml"):
+            return registry.read_suite(Path(self.suite).expanduser())
+        return registry.pick("suite", self.suite, registry.suites())
+
+    def built_tasks(self) -> list[Any]:
+        """The tasks of this run, with parameters.
+
+        Raises:
+            UsageError: Unknown task, parameter or value.
+        """
+        known, suite = registry.tasks(), self.suite_of()
+        for name in self.params:
+            registry.pick("task", name, known)
+        return [self._built(registry.pick("task", n, known), {**suite.tasks.get(n, {}), **self.params.get(n, {})}) for n in self.tasks or suite.tasks]
+
+    def _built(self, cls: type, params: Mapping[str, Any]) -> Any:
+        task = registry.build(cls, params)
+        if self.limit <= 0:
+            return task
+        capped = {f.name: min(getattr(task, f.name), self.limit) for f in fields(task) if f.name in _CAPPED}
+        return replace(task, **capped)
+
+
+def make_spec(values: Mapping[str, Any], config: Path | None = None) -> RunSpec:
+    """A RunSpec from given values over those of a TOML file; both use the names of its fields.
+
+    Raises:
+        UsageError: Unknown name, unfit value, or a file that cannot be read.
+    """
+    base: dict[str, Any] = {}
+    if config is not None:
+        try:
+            base = tomllib.loads(config.read_text(encoding="utf8"))
+        except (OSError, tomllib.TOMLDecodeError) as e:
+            raise UsageError(f"{config} cannot be read: {e}", "write the run's flags as TOML keys, such as sae = [\"demo:ortsae\"]") from e
+    given = {k: v for k, v in values.items() if v is not None}
+    merged = {**base, **given}
+    for name in ("sae", "tasks"):
+        if isinstance(merged.get(name), str):
+            merged[name] = tuple(p for p in merged[name].split(",") if p) if name == "tasks" else (merged[name],)
+    return registry.build(RunSpec, merged)

@@ -1,0 +1,56 @@
+"""`doctor`: is this machine ready, and what would be fetched."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from typing import Annotated
+
+import typer
+
+HELP = """Check this machine: versions, device, cache, disk, package clients, the embedded model.
+
+Example:
+
+  python -m bench doctor
+"""
+
+
+def doctor(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+    facts = _facts()
+    if as_json:
+        print(json.dumps(facts, indent=1))
+        return
+    width = max(len(n) for n in facts)
+    print("\n".join(f"{n.ljust(width)}  {v}" for n, v in facts.items()))
+
+
+doctor.__doc__ = HELP
+
+
+def _facts() -> dict[str, str]:
+    import torch
+
+    from bench import provenance, registry
+    from bench.lm import embedded
+    from bench.store import Store, cache_root
+
+    store = Store.default()
+    root = cache_root()
+    existing = next(p for p in (root, *root.parents) if p.exists())
+    converted = root / "models" / f"smollm2-{embedded.REVISION[:16]}" / "done.json"
+    code = provenance.code_version()
+    return {
+        "ortsae-bench": f"{code['version']} (sources {code['sources_sha256'][:12]}{', commit ' + code['commit'][:12] if code['commit'] else ''})",
+        "python": platform.python_version(),
+        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else provenance.environment("cpu")["device"],
+        "cache": f"{root}, {sum(e.bytes for e in store.entries()) / 2**30:.2f} of at most {store.max_bytes / 2**30:.0f} GiB, {shutil.disk_usage(existing).free / 2**30:.0f} GiB free on disk",
+        "embedded model": "ready" if converted.exists() else "not fetched yet (93 MB, on first use)",
+        "package clients": ", ".join(f"{n} {'found' if shutil.which(n) else 'missing'}" for n in ("npm", "apt-get")),
+        "tasks": ", ".join(registry.tasks()),
+        "methods": ", ".join(registry.methods()),
+        "demos": ", ".join(f"demo:{n}" for n in registry.demos()) or "none",
+        "suites": ", ".join(registry.suites()),
+    }

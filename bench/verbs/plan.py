@@ -1,0 +1,62 @@
+"""`plan`: what a run would do, what is cached, and about how long it takes."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bench.verbs.run import ConfigOption, HookOption, LmOption, RecordsOption, SaeOption, SuiteOption, TasksOption, TextOption
+
+if TYPE_CHECKING:
+    from bench.spec import RunSpec
+
+HELP = """Show what a run would measure, without measuring it: tasks, cached activations, minutes, memory, disk.
+
+Example:
+
+  python -m bench plan --sae demo:ortsae --suite standard
+"""
+
+
+def plan(
+    sae: SaeOption = None,
+    suite: SuiteOption = None,
+    tasks: TasksOption = None,
+    lm: LmOption = None,
+    hook: HookOption = None,
+    text: TextOption = None,
+    records: RecordsOption = None,
+    limit: Annotated[int | None, typer.Option(help="Cap every task's tokens and rows.")] = None,
+    config: ConfigOption = None,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    from bench.spec import make_spec
+
+    values = {k: v for k, v in locals().items() if k not in ("config", "as_json", "make_spec")}
+    show(make_spec({**values, "sae": tuple(sae) if sae else None}, config), as_json)
+
+
+plan.__doc__ = HELP
+
+
+def show(spec: RunSpec, as_json: bool) -> None:
+    """Print the plan of a run."""
+    from bench.planning import estimate
+
+    lines = estimate(spec)
+    if as_json:
+        print(json.dumps(lines, indent=1))
+        return
+    for line in lines["jobs"]:
+        print(_line(line))
+    total = lines["total"]
+    print(f"about {total['minutes']:.1f} min on this machine, {total['memory_mib']} MiB of memory, {total['disk_mib']} MiB more in the cache")
+
+
+def _line(job: dict[str, Any]) -> str:
+    if job["recorded"]:
+        return f"{job['sae']:<16} {job['task']:<22} already recorded"
+    work = f"{job['read_tokens']:>8} tokens to read ({job['cached_tokens']} cached), {job['tail_tokens']:>7} through the layers after the hook"
+    return f"{job['sae']:<16} {job['task']:<22} {work}, about {job['minutes']:.1f} min"

@@ -1,0 +1,146 @@
+"""`run`: evaluate SAEs and print their rows beside the baselines."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bench.errors import BenchError
+
+if TYPE_CHECKING:
+    from bench.runner import Outcome
+    from bench.spec import RunSpec
+
+HELP = """Evaluate SAEs on a suite of tasks.
+
+A reference is a path (SAELens, dictionary_learning, sparsify, Gemma Scope or native), demo:NAME, or hf:REPO.
+What is already recorded is not measured again, so an interrupted run goes on where it stopped.
+
+Examples:
+
+  python -m bench run --sae demo:ortsae --suite smoke
+
+  python -m bench run --sae ./my_sae --lm hf:gpt2 --hook blocks.5.hook_resid_post
+
+  python -m bench run --sae demo:ortsae --sae demo:batchtopk --tasks reconstruction --limit 4096
+"""
+
+SaeOption = Annotated[list[str] | None, typer.Option("--sae", help="SAE to evaluate; may be given several times.")]
+SuiteOption = Annotated[str | None, typer.Option(help="Suite name or file: smoke, standard (default), paper.")]
+TasksOption = Annotated[str | None, typer.Option(help="Only these tasks, separated by commas.")]
+LmOption = Annotated[str | None, typer.Option(help="Language model, where the checkpoint does not name it: hf:NAME[@rev], a folder.")]
+HookOption = Annotated[str | None, typer.Option(help="Hook, where the checkpoint does not name it: blocks.L.hook_resid_post.")]
+TextOption = Annotated[str | None, typer.Option(help="Text to measure on: pypi:sae-probes (default), file:PATH, hf:NAME.")]
+RecordsOption = Annotated[str | None, typer.Option(help="Folder of records [$ORTSAE_RECORDS or ./ortsae-results].")]
+ConfigOption = Annotated[Path | None, typer.Option(help="TOML file with the same names as these flags.")]
+
+
+def run(
+    sae: SaeOption = None,
+    suite: SuiteOption = None,
+    tasks: TasksOption = None,
+    lm: LmOption = None,
+    hook: HookOption = None,
+    text: TextOption = None,
+    against: Annotated[str | None, typer.Option(help="SAE whose dictionary this one is compared with.")] = None,
+    records: RecordsOption = None,
+    seed: Annotated[int | None, typer.Option(help="Root of every random draw [0].")] = None,
+    limit: Annotated[int | None, typer.Option(help="Cap every task's tokens and rows.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto (default), cpu, cuda.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Language model precision: float32 (default), bfloat16.")] = None,
+    k: Annotated[int | None, typer.Option(help="Active latents per token, where the file lacks it.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Activation threshold, where the file lacks it.")] = None,
+    norm_scale: Annotated[float | None, typer.Option(help="Input scale of training, where the file lacks it.")] = None,
+    config: ConfigOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print records as JSON instead of tables.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Show what would run; the same as plan.")] = False,
+) -> None:
+    values = {k: v for k, v in locals().items() if k not in ("config", "as_json", "dry_run")}
+    from bench.spec import make_spec
+
+    spec = make_spec({**values, "sae": tuple(sae) if sae else None}, config)
+    if dry_run:
+        from bench.verbs.plan import show
+
+        show(spec, as_json)
+        return
+    raise typer.Exit(execute(spec, as_json))
+
+
+run.__doc__ = HELP
+
+
+def execute(spec: RunSpec, as_json: bool) -> int:
+    """Run, print each task's lines as they are ready and the table at the end; return the exit code."""
+    from bench import interrupts, runner
+
+    outcomes: list[Outcome] = []
+    with interrupts.polite():
+        for outcome in runner.run(spec):
+            outcomes.append(outcome)
+            if not as_json:
+                _show(outcome)
+    if as_json:
+        print(json.dumps([_as_json(o) for o in outcomes], indent=1))
+    else:
+        _finish(spec, outcomes)
+    return _exit_code([o.error for o in outcomes if o.error])
+
+
+def _show(o: Outcome) -> None:
+    from leaderboard.table import metric_lines
+
+    title = f"{o.job.subject.name}  {o.job.facts.name}@{o.job.facts.version}"
+    if o.error:
+        print(f"\n{title}  FAILED\n  {o.error.cause}\n  → {o.error.remedy}", flush=True)
+        return
+    r = o.record
+    assert r is not None
+    if r.outcome == "not_applicable":
+        print(f"\n{title}  not applicable: {r.reason}", flush=True)
+        return
+    timing = "already recorded" if o.found else f"{r.provenance['seconds']:.1f} s"
+    lines = [*metric_lines(r, o.job.task.headline), *(f"  ! {w}" for w in r.warnings), *(f"  note: {c}" for c in o.job.task.caveats)]
+    print("\n".join([f"\n{title}  ({timing})", *lines]), flush=True)
+
+
+def _finish(spec: RunSpec, outcomes: list[Outcome]) -> None:
+    from bench.references import published_records
+    from leaderboard import table
+
+    facts = list({(o.job.facts.name, o.job.facts.version): o.job.facts for o in outcomes}.values())
+    suite = spec.suite_of()
+    columns = [c for c in suite.columns if c.partition(".")[0] in {f.name for f in facts}]
+    columns = columns or [f"{o.job.facts.name}.{o.job.task.headline[0]}" for o in outcomes[: len(facts)]]
+    own = table.rows([o.record for o in outcomes if o.record], facts, columns)
+    published = table.rows([r for r in published_records().scan()[0] if r.seed == spec.seed], facts, columns, published=True)
+    shown = table.with_references(own, published)
+    print("\n" + table.text(shown, columns, f"suite {suite.name}, {outcomes[0].job.subject.lm}, {outcomes[0].job.subject.hook}"))
+    if any(r.published for r in shown):
+        print("¹ published with the suite, at the nearest L0; 95 % intervals in brackets")
+    elif own:
+        print("no published baseline was measured at this site with these sizes, so none is shown beside it")
+    fresh = sum(not o.found and o.record is not None for o in outcomes)
+    failed = sum(o.error is not None for o in outcomes)
+    state = f"{fresh} measured, {len(outcomes) - fresh - failed} already recorded, {failed} failed"
+    print(f"{state}; records in {spec.records_folder}" + ("" if fresh or failed else ": nothing was left to do"))
+
+
+def _as_json(o: Outcome) -> dict[str, Any]:
+    if o.error:
+        return {"outcome": "failed", "sae": o.job.subject.name, "task": o.job.facts.name, "code": o.error.code, "cause": o.error.cause, "remedy": o.error.remedy}
+    assert o.record is not None
+    return {**o.record.model_dump(mode="json"), "found": o.found}
+
+
+def _exit_code(errors: list[BenchError]) -> int:
+    if not errors:
+        return 0
+    for e in errors:
+        print(f"failed: {e}", file=sys.stderr)
+    codes = {e.exit_code for e in errors}
+    return codes.pop() if len(codes) == 1 else 1
