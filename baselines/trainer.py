@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from baselines.activations import TrainingSet
-from baselines.parts import State, Trainer, Weights, describe
+from baselines.parts import State, Trainer, Weights, describe, mse
 from bench import progress
 from bench.errors import UsageError, VerificationError
 from bench.rng import torch_rng
@@ -23,7 +23,7 @@ from bench.sae.checkpoint import rounded, save
 from bench.sae.dense import DenseSAE
 from bench.store import digest
 
-RESUME = "resume.safetensors"
+RESUME, LOG = "resume.safetensors", "train.jsonl"
 SAVE_EVERY_S = 60.0
 
 
@@ -95,17 +95,21 @@ def fit(method: Trainer, data: TrainingSet, config: FitConfig, out: Path, site: 
     trains = getattr(method, "trains", True)
     stages = sorted({max(1, round(f * config.steps)) for f in config.checkpoint_at if f < 1})
     saved = time.monotonic()
-    with progress.track(f"training {out.name}", config.steps, "steps") as advance:
-        advance(state.step)
-        while state.step < config.steps and trains:
-            step = state.step
-            state, log = run.step(w, opt, state, want_log=step % config.log_every == 0 or step == config.steps - 1)
-            if state.step in stages:
-                run.export(w, out / f"stage-{state.step}", state, log)
-            if time.monotonic() - saved > SAVE_EVERY_S:
-                run.remember(w, opt, state)
-                saved = time.monotonic()
-            advance(1)
+    try:
+        with progress.track(f"training {out.name}", config.steps, "steps") as advance:
+            advance(state.step)
+            while state.step < config.steps and trains:
+                step = state.step
+                state, log = run.step(w, opt, state, want_log=step % config.log_every == 0 or step == config.steps - 1)
+                if state.step in stages:
+                    run.export(w, out / f"stage-{state.step}", state, log)
+                if time.monotonic() - saved > SAVE_EVERY_S:
+                    run.remember(w, opt, state)
+                    saved = time.monotonic()
+                advance(1)
+    except KeyboardInterrupt:  # comes between two steps, so weights and state agree
+        run.remember(w, opt, state)
+        raise
     sae = run.export(w, out, state, log)
     (out / RESUME).unlink(missing_ok=True)
     return Fitted(sae, log)
@@ -154,16 +158,16 @@ class _Run:
         return state, self._log(terms, x, forward.xhat, forward.codes.values, state) if want_log else {}
 
     def _log(self, terms: dict[str, Tensor], x: Tensor, xhat: Tensor, values: Tensor, state: State) -> dict[str, Any]:
-        fvu = float((x - xhat).square().sum() / (x - x.mean(0)).square().sum())
+        fvu = float(mse(x, xhat.detach()) * len(x) / (x - x.mean(0)).square().sum())
         line = {
             "step": state.step,
             "lr": self.config.rate(state.step - 1),
-            **{n: round(float(t), 6) for n, t in terms.items()},
+            **{n: round(float(t.detach()), 6) for n, t in terms.items()},
             "ev": round(1 - fvu, 5),
             "l0": round(len(values) / len(x), 3),
             "dead": round(len(state.dead) / self.method.d_sae, 5),
         }
-        with (self.out / "train.jsonl").open("a") as f:
+        with (self.out / LOG).open("a") as f:
             f.write(json.dumps(line) + "\n")
         if state.step % (10 * self.config.log_every) == 1:
             progress.note("training", **line)

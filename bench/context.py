@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
+from bench.data.labelled import Labelled, load_set
 from bench.data.text import Corpus, Rows, rows_of, tokenised
 from bench.lm.harvest import Harvest, keep_mask, norm_cut
 from bench.lm.hf import LanguageModel
@@ -62,6 +63,7 @@ class Context:
         store: Cache shared by all tasks and SAEs.
         seed: Root of every random draw.
         against: Name and SAE to compare dictionaries with (`--against`).
+        labelled: Reads a labelled set by name.
     """
 
     opener: Callable[[], LanguageModel]
@@ -70,6 +72,7 @@ class Context:
     store: Store
     seed: int = 0
     against: tuple[str, Canonical] | None = None
+    labelled: Callable[[str], Labelled] = load_set
 
     def rng(self, *path: object) -> np.random.Generator:
         """Generator of one named draw."""

@@ -110,7 +110,7 @@ class SparseProbing:
 
     def _prompts(self, ctx: Context) -> tuple[dict[str, Labelled], list[str], Rows]:
         """Sampled sets, the texts among them without repeats, and those as token rows."""
-        samples = {n: _sample(labelled.load_set(n), self.rows, ctx) for n in self.names}
+        samples = {n: _sample(ctx.labelled(n), self.rows, ctx) for n in self.names}
         texts = list(dict.fromkeys(t for s in samples.values() for t in s.texts))
         return samples, texts, ctx.prompts(texts, self.context)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 from bench import progress
 from bench.errors import BenchError, CheckpointError
@@ -37,6 +37,7 @@ class Given:
     norm_scale: float | None = None
 
 
+@runtime_checkable
 class Adapter(Protocol):
     """What a file of this package offers, and what an entry point of the group points at.
 
@@ -64,12 +65,12 @@ def plugins() -> tuple[Adapter, ...]:
     for point in sorted(entry_points(group=GROUP), key=lambda p: p.name):
         try:
             adapter = point.load()
-            if not (isinstance(adapter.FORMAT, str) and callable(adapter.sniff) and callable(adapter.load)):
-                raise TypeError("FORMAT is not a string, or sniff or load is not callable")
+            if not isinstance(adapter, Adapter):
+                raise TypeError("it offers no FORMAT, sniff and load")
         except Exception as e:  # whatever a plugin does wrong must not keep ours from working
             progress.note("adapter plugin left out", plugin=point.name, why=f"{type(e).__name__}: {e}")
         else:
-            found.append(cast(Adapter, adapter))
+            found.append(adapter)
     return tuple(found)
 
 

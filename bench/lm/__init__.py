@@ -47,7 +47,11 @@ def open_lm(reference: str, device: str = "cpu", dtype: str = "float32") -> Lang
     """
     from pathlib import Path
 
+    from transformers.utils import logging
+
     from bench.lm import embedded, hf, tiny
+
+    logging.disable_progress_bar()  # ours is the only one
 
     if reference == embedded.NAME:
         return embedded.load(device, dtype)
