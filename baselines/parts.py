@@ -8,7 +8,7 @@ over tokens) equals the fraction of variance unexplained.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -73,12 +73,14 @@ class Forward:
     xhat: Tensor
 
 
+@runtime_checkable
 class Trainer(Protocol):
-    """A method: five pure functions. `rng` is a generator for this step alone."""
+    """A method: pure functions of weights, data and state. `rng` is a generator for this step alone."""
 
-    k: int
-    d_sae: int
-
+    @property
+    def k(self) -> int: ...
+    @property
+    def d_sae(self) -> int: ...
     def init(self, mean: Tensor, rng: torch.Generator) -> Weights: ...
     def loss(self, w: Weights, x: Tensor, state: State, rng: torch.Generator) -> tuple[dict[str, Tensor], Forward]: ...
     def project_grad(self, w: Weights) -> None: ...

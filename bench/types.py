@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
+import numpy as np
 from torch import Tensor
 
 UnitClass = Literal["shared", "own", "census"]
 Better = Literal["higher", "lower", "neither"]
-Column = Sequence[Any]
+Column = Sequence[Any] | np.ndarray
 
 
 @runtime_checkable
@@ -108,6 +109,7 @@ class Work:
     tail: int = 0
 
 
+@runtime_checkable
 class Task(Protocol):
     """One question. A frozen dataclass whose fields are its parameters.
 

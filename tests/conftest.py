@@ -1,7 +1,7 @@
 """Rules that hold for every test run. Fixtures live beside the tests that use them.
 
 - A skip for a reason not listed in allowed_skips.txt fails the run.
-- Types and shapes in annotations are checked at run time (jaxtyping with beartype), in tests only.
+- Types and shapes in annotations are checked at run time (jaxtyping with beartype, tests/typecheck.py), in tests only.
 - Property tests are the same on every run.
 - The cache of the user (`ORTSAE_CACHE`) is left as it is: the model tier fetches its model once.
 """
@@ -18,10 +18,12 @@ import pytest
 
 try:
     from jaxtyping import install_import_hook
+
+    import tests.typecheck  # noqa: F401 — the hook looks it up as an attribute of the package
 except ImportError:  # the checks are an extra; the tests hold without them
     pass
 else:
-    install_import_hook(["bench", "tasks", "baselines", "leaderboard"], "beartype.beartype")
+    install_import_hook(["bench", "tasks", "baselines", "leaderboard"], "tests.typecheck.check")
 
 ALLOWED_SKIPS = Path(__file__).with_name("allowed_skips.txt")
 MAX_THREADS = 2

@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -199,13 +199,14 @@ def _check_zip(name: str, z: zipfile.ZipFile, size: int) -> None:
     _bounded(name, sum(m.file_size for m in z.infolist()), size)
 
 
-def _check_npy(name: str, f: IO[bytes], size: int) -> None:
+def _check_npy(z: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
     """NumPy allocates what the header says before it reads; so the header is compared with the member's size first."""
-    version = np.lib.format.read_magic(f)
-    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = header(f)
-    if dtype.hasobject or math.prod(shape) * dtype.itemsize > size:
-        raise CheckpointError(f"array {name} holds Python objects or is shorter than it says", DAMAGED)
+    with z.open(member) as f:
+        version = np.lib.format.read_magic(f)
+        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = header(f)
+    if dtype.hasobject or math.prod(shape) * dtype.itemsize > member.file_size:
+        raise CheckpointError(f"array {member.filename} holds Python objects or is shorter than it says", DAMAGED)
 
 
 def _pickle(z: zipfile.ZipFile) -> bytes:

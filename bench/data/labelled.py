@@ -7,6 +7,8 @@ A row that could have trained an SAE (training side of the split) is never hande
 
 from __future__ import annotations
 
+import difflib
+import hashlib
 import html
 import io
 import json
@@ -24,6 +26,7 @@ from bench.data import sources
 from bench.data.text import SPLIT, part_of, read_member, sae_probes_members, text_hash
 from bench.errors import UsageError
 from bench.kernels.folds import source_families
+from bench.store import digest
 
 _MASTER = "sae_probes/data/probing_datasets_MASTER.csv.zst"
 _VADER_FILES = {"product": "amazonReviewSnippets", "movie": "movieReviewSnippets", "news": "nytEditorialSnippets", "tweet": "tweets"}
@@ -72,6 +75,18 @@ def catalogue() -> dict[str, SetInfo]:
     return {row["name"]: SetInfo(**row) for row in json.loads(text)}
 
 
+def set_info(name: str) -> SetInfo:
+    """What is known of a set without reading it.
+
+    Raises:
+        UsageError: Unknown name; the remedy holds the nearest ones.
+    """
+    if name in catalogue():
+        return catalogue()[name]
+    near = difflib.get_close_matches(name, catalogue(), 3)
+    raise UsageError(f"no labelled set {name!r}", f"did you mean {', '.join(near)}?" if near else "see python -m bench data list")
+
+
 def load_set(name: str) -> Labelled:
     """One probing set, ready for use.
 
@@ -79,14 +94,10 @@ def load_set(name: str) -> Labelled:
         UsageError: Unknown name.
         UnavailableError: The wheel cannot be fetched.
     """
-    if name not in catalogue():
-        import difflib
-
-        near = difflib.get_close_matches(name, catalogue(), 3)
-        raise UsageError(f"no labelled set {name!r}", f"did you mean {', '.join(near)}?" if near else "see python -m bench data list")
+    info = set_info(name)
     wheel = sources.fetch(sources.SAE_PROBES)
     table = read_member(wheel, f"sae_probes/data/cleaned_data/{name}.csv.zst")
-    return clean(catalogue()[name], table["prompt"].astype(str).tolist(), _binary(table["target"]))
+    return clean(info, table["prompt"].astype(str).tolist(), _binary(table["target"]))
 
 
 def clean(info: SetInfo, texts: list[str], labels: np.ndarray) -> Labelled:
@@ -105,9 +116,7 @@ def clean(info: SetInfo, texts: list[str], labels: np.ndarray) -> Labelled:
 
 def identity(names: Iterable[str]) -> str:
     """Hash of what the named sets hold, split rule included, without reading them."""
-    from bench.store import digest
-
-    return digest([SPLIT, *(catalogue()[n].sha256 for n in names)])
+    return digest([SPLIT, *(set_info(n).sha256 for n in names)])
 
 
 def vader() -> pd.DataFrame:
@@ -137,8 +146,6 @@ def bbc() -> pd.DataFrame:
 
 def build_catalogue() -> list[dict[str, object]]:
     """The index of the 113 binary sets, computed from the wheel (what `probe_sets.json` must hold)."""
-    import hashlib
-
     wheel = sources.fetch(sources.SAE_PROBES)
     master = read_member(wheel, _MASTER)
     binary = master[master["Data type"] == "Binary Classification"]

@@ -18,7 +18,10 @@ def stratified_sample(labels: np.ndarray, most: int, rng: np.random.Generator) -
     share = most / len(labels)
     picked = [order[labels[order] == c][: max(1, round(share * int((labels == c).sum())))] for c in np.unique(labels)]
     chosen = np.concatenate(picked)
-    return chosen[rng.permutation(len(chosen))][:most]
+    chosen = chosen[rng.permutation(len(chosen))]
+    first = np.unique(labels[chosen], return_index=True)[1]  # rounding up may give too many: no class loses its only row
+    kept = np.concatenate([first, np.setdiff1d(np.arange(len(chosen)), first)])[:most]
+    return chosen[np.sort(kept)]
 
 
 def stratified_split(labels: np.ndarray, test_share: float, rng: np.random.Generator) -> np.ndarray:

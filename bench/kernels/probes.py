@@ -22,7 +22,7 @@ def rank_by_difference(means: np.ndarray) -> np.ndarray:
 def standardised(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Both sets with the training set's mean removed and its standard deviation set to 1; constant columns become 0."""
     mean, deviation = train.mean(0), train.std(0)
-    safe = np.where(deviation > 1e-12, deviation, np.inf)
+    safe = np.where(deviation > 1e-12 * np.maximum(1, np.abs(mean)), deviation, np.inf)  # the mean of equal numbers is rounded
     return (train - mean) / safe, (test - mean) / safe
 
 

@@ -68,7 +68,8 @@ class Canonical:
         if isinstance(self.inner, DenseSAE):
             return self.inner.encode_sparse(x).scaled(self.norms)
         blocks = [self._encode_block(x[i : i + 512]) for i in range(0, len(x), 512)]
-        return Codes.concat(blocks).scaled(self.norms)
+        empty = Codes.from_dense(np.zeros((0, self.d_sae), dtype=np.float32))
+        return Codes.concat(blocks or [empty]).scaled(self.norms)
 
     def reconstruct(self, codes: Codes) -> np.ndarray:
         """[n, d_in] float32 reconstructions from canonical codes."""

@@ -65,7 +65,7 @@ class Codes:
         values = self.values * factors[self.indices].astype(np.float32)
         if np.all(factors != 0):
             return Codes(self.indptr, self.indices, values, self.d_sae)
-        m = sp.csr_matrix((values, self.indices, self.indptr), shape=(self.n, self.d_sae))
+        m = sp.csr_matrix((values, self.indices, self.indptr), shape=(self.n, self.d_sae), copy=True)  # the next line works in place
         m.eliminate_zeros()
         return _from_matrix(m)
 

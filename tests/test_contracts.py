@@ -1,0 +1,62 @@
+"""Every task and method found by its file keeps the contract that the rest relies on."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from baselines.parts import State
+from bench import citations, registry
+from bench.record import subject_task
+from bench.spec import RunSpec
+from bench.store import Store
+from tests.worlds import tiny_context
+
+TASKS, METHODS = registry.tasks(), registry.methods()
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_is_a_frozen_dataclass_with_defaults_and_words(name: str, tmp_path: Path) -> None:
+    cls = TASKS[name]
+    task = cls()
+    assert is_dataclass(cls) and cls.__dataclass_params__.frozen and cls.name == name and cls.version >= 1
+    assert cls.caveats and cls.headline and set(cls.sources) <= set(citations.known())
+    assert "Changes:" in cls.__doc__ and len({f.name for f in fields(cls)}) == len(fields(cls))
+    assert subject_task(task).params == subject_task(registry.build(cls, subject_task(task).params)).params
+    assert all(isinstance(v, str) and v for v in task.data(tiny_context(Store(tmp_path))).values())
+    assert (ROOT / "tests" / "golden" / f"{name}@{cls.version}.json").exists(), "a task version needs its golden file"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_trains_one_step_and_exports(name: str) -> None:
+    cls = METHODS[name]
+    own = {f.name for f in fields(cls)}
+    inner = METHODS["batchtopk"](d_sae=24, k=4)
+    method = cls(base=inner) if "base" in own else cls(d_sae=24, k=4)
+    assert cls.__dataclass_params__.frozen and cls.name == name and cls.__doc__
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(64, 8, generator=g)
+    w = method.init(x.mean(0), g)
+    for t in w.named().values():
+        t.requires_grad_(True)
+    state = State(0, 10, torch.zeros(24, dtype=torch.long), 1000)
+    terms, forward = method.loss(w, x, state, g)
+    sum(terms.values()).backward()
+    method.project_grad(w)
+    method.constrain(w)
+    assert method.update(state, forward).step == 1 and forward.xhat.shape == x.shape
+    sae = method.export(w, 0.5, x)
+    assert sae.W_dec.shape == (24, 8) and float((sae.encode(2 * x) > 0).sum(1).float().mean()) == pytest.approx(4, abs=0.1)
+
+
+@pytest.mark.parametrize("suite", registry.suites())
+def test_suites_hold_every_task_and_their_columns_exist(suite: str) -> None:
+    found = registry.suites()[suite]
+    assert set(found.tasks) == set(TASKS)
+    built = {t.name: t for t in RunSpec(suite=suite).built_tasks()}
+    for column in found.columns:
+        assert column.partition(".")[0] in built
