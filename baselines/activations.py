@@ -98,7 +98,7 @@ def harvested(lm: LanguageModel, hook: Hook, corpus: Corpus, tokens: int, store:
     cut = norm_cut(lm, hook, corpus, store)
     shards, kept = [], []
     for members, x in Harvest(lm, hook, store, "float16").shards(rows):
-        special = np.concatenate([rows.special[rows.offsets[i] : rows.offsets[i + 1]] for i in members])
+        special = rows.special[rows.positions(members)]
         mask = keep_mask(Rows(rows.ids, rows.offsets, rows.document, special), np.asarray(x), cut)
         shards.append(x)
         kept.append(np.flatnonzero(mask))

@@ -161,7 +161,9 @@ def export_with_threshold(w: Weights, scale: float, calibration: Tensor, k: int)
     theta = calibrated_threshold(blocks, k) / scale
     b_dec = w.b_dec.detach() / scale
     threshold = torch.full((len(w.W_dec),), theta)
-    return DenseSAE(w.W_enc.detach().T.contiguous(), w.b_enc.detach() / scale, w.W_dec.detach().clone(), b_dec, b_dec.clone(), JumpReLU(threshold))
+    return DenseSAE(
+        w.W_enc.detach().T.contiguous(), w.b_enc.detach() / scale, w.W_dec.detach().clone(), b_dec, b_dec.clone(), JumpReLU(threshold)
+    )
 
 
 def describe(method: Any) -> dict[str, Any]:

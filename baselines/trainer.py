@@ -90,26 +90,10 @@ def fit(method: Trainer, data: TrainingSet, config: FitConfig, out: Path, site: 
     scale = 1 / math.sqrt(variance)
     run = _Run(method, data, config, out, dict(site), scale)
     out.mkdir(parents=True, exist_ok=True)
-    w, opt, state = run.start(mean * scale)
     log: dict[str, Any] = {}
-    trains = getattr(method, "trains", True)
-    stages = sorted({max(1, round(f * config.steps)) for f in config.checkpoint_at if f < 1})
-    saved = time.monotonic()
-    try:
-        with progress.track(f"training {out.name}", config.steps, "steps") as advance:
-            advance(state.step)
-            while state.step < config.steps and trains:
-                step = state.step
-                state, log = run.step(w, opt, state, want_log=step % config.log_every == 0 or step == config.steps - 1)
-                if state.step in stages:
-                    run.export(w, out / f"stage-{state.step}", state, log)
-                if time.monotonic() - saved > SAVE_EVERY_S:
-                    run.remember(w, opt, state)
-                    saved = time.monotonic()
-                advance(1)
-    except KeyboardInterrupt:  # comes between two steps, so weights and state agree
-        run.remember(w, opt, state)
-        raise
+    w, opt, state = run.start(mean * scale)
+    if getattr(method, "trains", True):
+        state, log = run.loop(w, opt, state)
     sae = run.export(w, out, state, log)
     (out / RESUME).unlink(missing_ok=True)
     return Fitted(sae, log)
@@ -140,6 +124,28 @@ class _Run:
         if (self.out / RESUME).exists():
             state = self._recall(w, opt, state)
         return w, opt, state
+
+    def loop(self, w: Weights, opt: torch.optim.Adam, state: State) -> tuple[State, dict[str, Any]]:
+        """All steps that are left; stages are exported on the way, and the state is remembered every minute."""
+        stages = {max(1, round(f * self.config.steps)) for f in self.config.checkpoint_at if f < 1}
+        log: dict[str, Any] = {}
+        saved = time.monotonic()
+        try:
+            with progress.track(f"training {self.out.name}", self.config.steps, "steps") as advance:
+                advance(state.step)
+                while state.step < self.config.steps:
+                    want_log = state.step % self.config.log_every == 0 or state.step == self.config.steps - 1
+                    state, log = self.step(w, opt, state, want_log)
+                    if state.step in stages:
+                        self.export(w, self.out / f"stage-{state.step}", state, log)
+                    if time.monotonic() - saved > SAVE_EVERY_S:
+                        self.remember(w, opt, state)
+                        saved = time.monotonic()
+                    advance(1)
+        except KeyboardInterrupt:  # comes between two steps, so weights and state agree
+            self.remember(w, opt, state)
+            raise
+        return state, log
 
     def step(self, w: Weights, opt: torch.optim.Adam, state: State, want_log: bool) -> tuple[State, dict[str, Any]]:
         x = self.data.batch(state.step, self.config.batch) * self.scale

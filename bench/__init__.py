@@ -6,10 +6,12 @@ object can be evaluated.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bench.api import evaluate as evaluate
 
 SUITE = "ortsae-bench"
-__all__ = ["SUITE", "evaluate"]
 
 
 def __getattr__(name: str) -> Any:

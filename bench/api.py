@@ -36,7 +36,14 @@ class Results:
         import pandas as pd
 
         rows = [
-            {"sae": r.subject.name, "sha256": r.subject.sha256, "task": r.id, "metric": name, **m.model_dump(exclude={"interval", "spread"}), **_ends(m.interval)}
+            {
+                "sae": r.subject.name,
+                "sha256": r.subject.sha256,
+                "task": r.id,
+                "metric": name,
+                **m.model_dump(exclude={"interval", "spread"}),
+                **_ends(m.interval),
+            }
             for r in self.records
             for name, m in r.metrics.items()
         ]
@@ -68,7 +75,7 @@ def evaluate(sae: SAE | str | Path | Sequence[str], tasks: Sequence[str] = (), *
     """
     references = (str(sae),) if isinstance(sae, str | Path) else tuple(sae) if isinstance(sae, list | tuple) else ()
     objects: dict[str, Any] = {} if references else {name or type(sae).__name__: sae}
-    spec = make_spec({"sae": references, "tasks": tuple(tasks), **settings})
+    spec = make_spec({"sae": references, "tasks": tasks if isinstance(tasks, str) else tuple(tasks), **settings})
     done = list(run(spec, objects))
     errors = {f"{o.job.subject.name} {o.job.facts.name}": o.error for o in done if o.error}
     return Results(tuple(o.record for o in done if o.record), spec.records_folder, errors)

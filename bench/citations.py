@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 _ENTRIES: dict[str, tuple[str, dict[str, str]]] = {
-    "ortsaebench": ("software", {"title": "{ortsae-bench}: an evaluation suite for sparse autoencoders", "author": "{ortsae-bench maintainers}", "year": "2026"}),
+    "ortsaebench": (
+        "software",
+        {"title": "{ortsae-bench}: an evaluation suite for sparse autoencoders", "author": "{ortsae-bench maintainers}", "year": "2026"},
+    ),
     "korznikov2025ortsae": (
         "misc",
         {
@@ -18,7 +21,8 @@ _ENTRIES: dict[str, tuple[str, dict[str, str]]] = {
         "misc",
         {
             "title": "Scaling and evaluating sparse autoencoders",
-            "author": "Gao, Leo and Dupr{\\'e} la Tour, Tom and Tillman, Henk and Goh, Gabriel and Troll, Rajan and Radford, Alec and Sutskever, Ilya and Leike, Jan and Wu, Jeffrey",
+            "author": "Gao, Leo and Dupr{\\'e} la Tour, Tom and Tillman, Henk and Goh, Gabriel and Troll, Rajan and Radford, Alec and "
+            "Sutskever, Ilya and Leike, Jan and Wu, Jeffrey",
             "year": "2024",
             "eprint": "2406.04093",
             "archivePrefix": "arXiv",
@@ -26,7 +30,13 @@ _ENTRIES: dict[str, tuple[str, dict[str, str]]] = {
     ),
     "bussmann2024batchtopk": (
         "misc",
-        {"title": "{BatchTopK} Sparse Autoencoders", "author": "Bussmann, Bart and Leask, Patrick and Nanda, Neel", "year": "2024", "eprint": "2412.06410", "archivePrefix": "arXiv"},
+        {
+            "title": "{BatchTopK} Sparse Autoencoders",
+            "author": "Bussmann, Bart and Leask, Patrick and Nanda, Neel",
+            "year": "2024",
+            "eprint": "2412.06410",
+            "archivePrefix": "arXiv",
+        },
     ),
     "karvonen2025saebench": (
         "misc",

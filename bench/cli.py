@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 
 import typer
@@ -13,7 +14,8 @@ _EPILOG = "Exit codes: " + " · ".join(f"{code} {what}" for code, what in EXIT_C
 
 app = typer.Typer(
     name="bench",
-    help="Evaluate sparse autoencoders: any checkpoint, real tasks, honest intervals.\n\nStart with: python -m bench run --sae demo:ortsae --suite smoke",
+    help="Evaluate sparse autoencoders: any checkpoint, real tasks, honest intervals.\n\n"
+    "Start with: python -m bench run --sae demo:ortsae --suite smoke",
     epilog=_EPILOG,
     no_args_is_help=True,
     add_completion=False,
@@ -38,8 +40,10 @@ def main(argv: list[str] | None = None) -> None:
     except BenchError as e:
         print(f"error: {e.cause}" + (f"\n  → {e.remedy}" if e.remedy else ""), file=sys.stderr)
         raise SystemExit(e.exit_code) from None
-    except KeyboardInterrupt:
-        words = " ".join(sys.argv[1:] if argv is None else argv)
+    except (KeyboardInterrupt, SystemExit) as e:
+        if isinstance(e, SystemExit) and e.code != 130:  # 130 is what typer makes of a KeyboardInterrupt
+            raise
+        words = shlex.join(sys.argv[1:] if argv is None else argv)
         print(f"\ninterrupted; what was finished is kept. Go on with:\n  python -m bench {words}", file=sys.stderr)
         raise SystemExit(130) from None
     except BrokenPipeError:

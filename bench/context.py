@@ -118,7 +118,7 @@ class Context:
         """
         parts = {**self.site, **identity, "sae": sae.sha256, "norms": digest([float(n) for n in sae.norms])}
         found = self.store.get("codes", parts, lambda: sae.encode_sparse(x).arrays())
-        return Codes(*(np.asarray(found[k]) for k in ("indptr", "indices", "values")), sae.d_sae)
+        return Codes(np.asarray(found["indptr"]), np.asarray(found["indices"]), np.asarray(found["values"]), sae.d_sae)
 
     def splicer(self, text: Tokens) -> Splicer:
         """Loss measurements on a text."""

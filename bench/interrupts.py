@@ -6,7 +6,7 @@ A signal handler belongs to the process, so this is the one place with process-w
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -14,7 +14,7 @@ _pending: list[int] = []
 
 
 @contextmanager
-def polite() -> Iterator[None]:
+def polite() -> Generator[None]:
     """Within this block the first SIGINT only asks `check` to stop; the second one interrupts at once."""
 
     def ask(signum: int, _frame: FrameType | None) -> None:

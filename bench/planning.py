@@ -31,7 +31,14 @@ def estimate(spec: RunSpec) -> dict[str, Any]:
 
 
 def _job(job: Job, records: Records, seen: set[str]) -> dict[str, Any]:
-    base = {"sae": job.subject.name, "task": f"{job.facts.name}@{job.facts.version}", "recorded": False, "gflop": 0.0, "memory_mib": 0, "disk_mib": 0}
+    base = {
+        "sae": job.subject.name,
+        "task": f"{job.facts.name}@{job.facts.version}",
+        "recorded": False,
+        "gflop": 0.0,
+        "memory_mib": 0,
+        "disk_mib": 0,
+    }
     if records.find(job.subject, job.facts, job.key) is not None:
         return {**base, "recorded": True}
     lm, work = job.context.lm, job.task.work(job.context)
@@ -41,11 +48,21 @@ def _job(job: Job, records: Records, seen: set[str]) -> dict[str, Any]:
     layer = 2 * sum(p.numel() for p in lm.blocks[0].parameters())
     above, below = lm.n_layers - job.context.hook.layer - 1, job.context.hook.layer + 1
     head = 2 * lm.d_model * lm.model.config.get_text_config().vocab_size
-    gflop = ((total - cached) * layer * below + work.tail * (layer * above + 2 * head) + total * 2 * job.subject.d_in * job.subject.d_sae) / 1e9
+    gflop = (
+        (total - cached) * layer * below + work.tail * (layer * above + 2 * head) + total * 2 * job.subject.d_in * job.subject.d_sae
+    ) / 1e9
     weights = sum(p.numel() for p in lm.model.parameters()) * 4 + 2 * 4 * job.subject.d_in * job.subject.d_sae
     memory = (weights + 2 * 4 * total * lm.d_model) / 2**20 + 1024
     disk = 4 * lm.d_model * (total - cached) / 2**20
-    return {**base, "read_tokens": total, "cached_tokens": cached, "tail_tokens": work.tail, "gflop": gflop, "memory_mib": round(memory), "disk_mib": round(disk)}
+    return {
+        **base,
+        "read_tokens": total,
+        "cached_tokens": cached,
+        "tail_tokens": work.tail,
+        "gflop": gflop,
+        "memory_mib": round(memory),
+        "disk_mib": round(disk),
+    }
 
 
 def _speed() -> float:
@@ -55,6 +72,6 @@ def _speed() -> float:
     a, b = torch.randn(2048, 576), torch.randn(576, 2048)
     start, n = time.perf_counter(), 0
     while time.perf_counter() - start < 0.5:
-        a @ b
+        torch.matmul(a, b)
         n += 1
     return n * 2 * 2048 * 2048 * 576 / 1e9 / (time.perf_counter() - start) * _EFFICIENCY

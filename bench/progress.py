@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext
 
 from bench import interrupts
@@ -23,7 +23,7 @@ def note(event: str, **facts: object) -> None:
 
 
 @contextmanager
-def track(label: str, total: int, unit: str = "") -> Iterator[Advance]:
+def track(label: str, total: int, unit: str = "") -> Generator[Advance]:
     """Yield `advance(n)`; show how far the work is and when it should end. Ctrl-C takes effect between two calls.
 
     Args:
@@ -41,7 +41,7 @@ def track(label: str, total: int, unit: str = "") -> Iterator[Advance]:
 
 
 @contextmanager
-def _bar(label: str, total: int) -> Iterator[Advance]:
+def _bar(label: str, total: int) -> Generator[Advance]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

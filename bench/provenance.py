@@ -27,13 +27,22 @@ def code_version() -> dict[str, str]:
         folder = registry.package_folder(package)
         for path in sorted(folder.rglob("*.py")):
             h.update(str(path.relative_to(folder)).encode() + path.read_bytes())
-    return {"version": _version("ortsae-bench"), "sources_sha256": h.hexdigest(), "commit": _commit(registry.package_folder("bench").parent)}
+    return {
+        "version": _version("ortsae-bench"),
+        "sources_sha256": h.hexdigest(),
+        "commit": _commit(registry.package_folder("bench").parent),
+    }
 
 
 def environment(device: str) -> dict[str, str]:
     """Interpreter, packages and machine."""
     facts = {"python": platform.python_version(), **{p: _version(p) for p in _PACKAGES}}
-    return {**facts, "device": _device_name(device), "threads": str(os.environ.get("OMP_NUM_THREADS") or os.cpu_count()), "platform": platform.system()}
+    return {
+        **facts,
+        "device": _device_name(device),
+        "threads": str(os.environ.get("OMP_NUM_THREADS") or os.cpu_count()),
+        "platform": platform.system(),
+    }
 
 
 def peak_memory_mb() -> int:

@@ -1,7 +1,7 @@
 """One measurement, one immutable file: `<records>/<task>@<version>/<subject>-<key12>.json` and its unit table.
 
-The key hashes what was measured (weights, site, task, version, parameters, data, seed). The unit table is a
-Parquet file beside it, written first, whose SHA-256 the record holds. Files are written to a temporary name,
+The key hashes what was measured (weights, site, task, version, parameters, data, seed); the checksum hashes the
+whole record. The unit table is a Parquet file beside it, written first, whose SHA-256 the record holds. Files are written to a temporary name,
 synced and renamed, so a reader sees a whole record or none.
 """
 
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
 from bench.errors import ResourceError, VerificationError
@@ -25,6 +26,7 @@ from bench.store import digest, file_sha256
 from bench.types import Metric, NotApplicable, Result
 
 SCHEMA = 1
+_LOCK = ".lock"
 Outcome = Literal["ok", "not_applicable"]
 
 
@@ -94,6 +96,7 @@ class Record(_Strict):
     details: dict[str, Any] = {}
     units: UnitsFacts | None = None
     provenance: dict[str, Any] = {}
+    checksum: str = ""
 
     @property
     def id(self) -> str:
@@ -119,7 +122,7 @@ class Records:
 
     def find(self, subject: SubjectFacts, task: TaskFacts, key: str) -> Record | None:
         """The record of that key, verified, or None; a damaged one counts as absent and is reported by `scan`."""
-        path = self._path(subject, task, key)
+        path = self.path(subject, task, key)
         try:
             return read_record(path) if path.exists() else None
         except VerificationError:
@@ -142,19 +145,24 @@ class Records:
         Raises:
             ResourceError: The folder cannot be written.
         """
-        path = self._path(record.subject, record.task, record.key)
+        path = self.path(record.subject, record.task, record.key)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            if units:
-                record = record.model_copy(update={"units": _write_units(path.with_suffix(".parquet"), units)})
-            text = json.dumps(record.model_dump(mode="json"), indent=1, sort_keys=True, allow_nan=False)
-            _atomic(path, (text + "\n").encode())
+            with FileLock(path.parent / _LOCK):  # the two files of a record must be from one writer
+                if units:
+                    record = record.model_copy(update={"units": _write_units(path.with_suffix(".parquet"), units)})
+                record = record.model_copy(update={"checksum": _checksum(record.model_dump(mode="json"))})
+                text = json.dumps(record.model_dump(mode="json"), indent=1, sort_keys=True, allow_nan=False)
+                _atomic(path, (text + "\n").encode())
         except OSError as e:
             full = e.errno in (errno.ENOSPC, errno.EDQUOT)
-            raise ResourceError(f"cannot write {path}: {e.strerror}", "free space and run again" if full else "choose another --records folder") from e
+            raise ResourceError(
+                f"cannot write {path}: {e.strerror}", "free space and run again" if full else "choose another --records folder"
+            ) from e
         return record
 
-    def _path(self, subject: SubjectFacts, task: TaskFacts, key: str) -> Path:
+    def path(self, subject: SubjectFacts, task: TaskFacts, key: str) -> Path:
+        """Where a record of that key lies."""
         slug = re.sub(r"[^A-Za-z0-9._]+", "_", subject.name).strip("._")[:60] or "sae"
         return self.folder / f"{task.name.replace('/', '_')}@{task.version}" / f"{slug}-{key[:12]}.json"
 
@@ -172,10 +180,13 @@ def read_record(path: Path) -> Record:
         if newer:
             raise VerificationError(f"{path} has schema {raw['schema_version']}, this version reads up to {SCHEMA}", "update ortsae-bench")
         record = Record.model_validate(raw)
+        whole = record.checksum == _checksum(raw)
     except (OSError, ValueError, ValidationError, RecursionError) as e:
         raise VerificationError(f"{path} is not a record: {str(e).splitlines()[0]}", remedy) from e
     if record.key != record_key(record.subject, record.task, record.data, record.seed):
         raise VerificationError(f"{path}: its key does not follow from its contents", remedy)
+    if not whole:
+        raise VerificationError(f"{path}: its contents do not match its checksum", remedy)
     if record.units is not None:
         table = path.parent / Path(record.units.file).name
         if not table.exists() or file_sha256(table) != record.units.sha256:
@@ -189,10 +200,21 @@ def subject_task(task: Any) -> TaskFacts:
 
 
 def make_record(
-    subject: SubjectFacts, task: TaskFacts, data: Mapping[str, str], seed: int, answer: Result | NotApplicable, provenance: Mapping[str, Any]
+    subject: SubjectFacts,
+    task: TaskFacts,
+    data: Mapping[str, str],
+    seed: int,
+    answer: Result | NotApplicable,
+    provenance: Mapping[str, Any],
 ) -> Record:
     """A record of an answer, unit table not yet written."""
-    base: dict[str, Any] = {"key": record_key(subject, task, data, seed), "subject": subject, "task": task, "data": dict(data), "seed": seed}
+    base: dict[str, Any] = {
+        "key": record_key(subject, task, data, seed),
+        "subject": subject,
+        "task": task,
+        "data": dict(data),
+        "seed": seed,
+    }
     if isinstance(answer, NotApplicable):
         return Record(**base, outcome="not_applicable", reason=answer.reason, provenance=dict(provenance))
     return Record(
@@ -212,8 +234,13 @@ def unit_table(records: Records, record: Record) -> Iterator[dict[str, Any]]:
     import pyarrow.parquet as pq
 
     if record.units is not None:
-        folder = records._path(record.subject, record.task, record.key).parent
-        yield from pq.read_table(folder / record.units.file).to_pylist()
+        folder = records.path(record.subject, record.task, record.key).parent
+        yield from pq.read_table(folder / Path(record.units.file).name).to_pylist()
+
+
+def _checksum(raw: Mapping[str, Any]) -> str:
+    """Detects damage, not forgery: whoever edits a record can compute it again."""
+    return digest({k: v for k, v in raw.items() if k != "checksum"})
 
 
 def _metric_facts(m: Metric) -> MetricFacts:

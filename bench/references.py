@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ def open_sae(reference: str, given: Given | None = None, records: Iterable[Recor
         path = _downloaded(reference)
     else:
         path = Path(reference).expanduser()
-        if not path.exists():
+        if not os.path.exists(path):  # unlike Path.exists, False for a name too long to be one
             raise _unknown(reference, records)
     return Opened(reference, open_checkpoint(path, given or Given()))
 
@@ -81,7 +82,9 @@ def _unknown(reference: str, records: Iterable[Records]) -> UsageError:
     except UsageError:
         demos = ", ".join(f"demo:{n}" for n in registry.demos())
         return UsageError(f"no checkpoint at {reference!r}", f"give a path, hf:REPO, or one of {demos}")
-    return UsageError(f"{reference!r} is known from records only ({subject.sha256[:12]}); this needs its weights", "give the path of the checkpoint")
+    return UsageError(
+        f"{reference!r} is known from records only ({subject.sha256[:12]}); this needs its weights", "give the path of the checkpoint"
+    )
 
 
 def _downloaded(reference: str) -> Path:
@@ -96,5 +99,7 @@ def _downloaded(reference: str) -> Path:
     try:
         root = Path(snapshot_download(repo, revision=revision or None, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as e:
-        raise UnavailableError(f"{reference} cannot be fetched: {str(e).splitlines()[0]}", "check the name, the revision, HF_TOKEN and the network") from e
+        raise UnavailableError(
+            f"{reference} cannot be fetched: {str(e).splitlines()[0]}", "check the name, the revision, HF_TOKEN and the network"
+        ) from e
     return root / folder if folder else root

@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 from bench import progress
 from bench.errors import UsageError
 
-
 T = TypeVar("T")
 
 
@@ -68,8 +67,10 @@ def read_suite(path: Path) -> Suite:
     """
     try:
         raw = tomllib.loads(path.read_text(encoding="utf8"))
+        if not all(isinstance(params, dict) for params in raw["tasks"].values()):
+            raise TypeError("each of its tasks must be a table of parameters")
         return Suite(path.stem, raw["description"], raw["tasks"], tuple(raw["columns"]))
-    except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError) as e:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise UsageError(f"{path} is not a suite: {e}", "see leaderboard/suites/standard.toml") from e
 
 
@@ -114,8 +115,17 @@ def build(cls: type, params: Mapping[str, Any]) -> Any:
             checked[name] = TypeAdapter(_annotation(cls, name)).validate_python(value)
         except ValidationError as e:
             reason = e.errors()[0]["msg"]
-            raise UsageError(f"{getattr(cls, 'name', cls.__name__)}.{name} = {value!r}: {reason}", f"see python -m bench tasks show {getattr(cls, 'name', '')}") from None
+            raise UsageError(
+                f"{getattr(cls, 'name', cls.__name__)}.{name} = {value!r}: {reason}",
+                f"see python -m bench {_shown_by(cls)}",
+            ) from None
     return cls(**checked)
+
+
+def _shown_by(cls: type) -> str:
+    if hasattr(cls, "run"):
+        return f"tasks show {getattr(cls, 'name', '')}"
+    return "train --help" if hasattr(cls, "loss") else "run --help"
 
 
 def default_of(f: Any) -> Any:

@@ -71,10 +71,15 @@ def pick_device(name: str) -> str:
 
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError(f"no GPU for --device {name}", "use --device cpu")
-    if not name.startswith(("cpu", "cuda", "mps")):
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda", "mps"):
         raise UsageError(f"unknown device {name!r}", "use auto, cpu or cuda")
+    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[device.type]
+    if (device.index or 0) >= there:
+        raise UsageError(f"no GPU for --device {name}", "use --device cpu")
     return name
 
 
@@ -131,7 +136,9 @@ def measure(todo: list[Job], records: Records) -> Iterator[Outcome]:
         except Exception as e:  # a defect in one task must not cost the others their results
             if os.environ.get("ORTSAE_DEBUG"):
                 raise
-            yield Outcome(job, None, error=BenchError(f"{type(e).__name__}: {e}", "run with ORTSAE_DEBUG=1 for the traceback and report it"))
+            yield Outcome(
+                job, None, error=BenchError(f"{type(e).__name__}: {e}", "run with ORTSAE_DEBUG=1 for the traceback and report it")
+            )
 
 
 def _measure(job: Job, records: Records) -> Record:
@@ -157,12 +164,20 @@ def _job(subject: SubjectFacts, sae: SAE, task: Any, context: Context, notes: tu
 def _site(spec: RunSpec, loaded: Loaded, shared: Any) -> tuple[dict[str, str], tuple[str, tuple[str, ...]]]:
     """The site's facts; and the model's reference with warnings about how it was chosen."""
     if not (spec.lm or loaded.lm):
-        raise UsageError(f"{loaded.name}: the checkpoint does not say which language model it belongs to", "give --lm, such as --lm hf:gpt2")
+        raise UsageError(
+            f"{loaded.name}: the checkpoint does not say which language model it belongs to", "give --lm, such as --lm hf:gpt2"
+        )
     if not (spec.hook or loaded.hook):
-        raise UsageError(f"{loaded.name}: the checkpoint does not say which hook it belongs to", "give --hook, such as --hook blocks.7.hook_resid_post")
+        raise UsageError(
+            f"{loaded.name}: the checkpoint does not say which hook it belongs to", "give --hook, such as --hook blocks.7.hook_resid_post"
+        )
     own = lm_reference(loaded.lm) if loaded.lm else ""
     reference, hook = spec.lm or own, parse_hook(spec.hook or loaded.hook)
-    notes = [f"the checkpoint names {loaded.lm}; measured on {reference}"] if own and own.partition("@")[0] != reference.partition("@")[0] else []
+    notes = (
+        [f"the checkpoint names {loaded.lm}; measured on {reference}"]
+        if own and own.partition("@")[0] != reference.partition("@")[0]
+        else []
+    )
     if spec.hook and loaded.hook and parse_hook(loaded.hook) != hook:
         notes.append(f"the checkpoint names {loaded.hook}; measured at {hook}")
     name, revision = identity(reference, partial(shared, reference))
@@ -173,13 +188,18 @@ def _fitting(opener: Any, subject: SubjectFacts) -> LanguageModel:
     lm = opener()
     lm.check(parse_hook(subject.hook))
     if lm.d_model != subject.d_in:
-        raise CheckpointError(f"{subject.name} takes {subject.d_in} numbers, {lm.name} gives {lm.d_model} at {subject.hook}", "choose the model and hook the SAE was trained on")
+        raise CheckpointError(
+            f"{subject.name} takes {subject.d_in} numbers, {lm.name} gives {lm.d_model} at {subject.hook}",
+            "choose the model and hook the SAE was trained on",
+        )
     return lm
 
 
 def _subject(loaded: Loaded, site: Mapping[str, str]) -> SubjectFacts:
     sae = Canonical(loaded.sae)
-    return SubjectFacts(name=loaded.name, sha256=sae.sha256, format=loaded.format, architecture=loaded.architecture, d_in=sae.d_in, d_sae=sae.d_sae, **site)
+    return SubjectFacts(
+        name=loaded.name, sha256=sae.sha256, format=loaded.format, architecture=loaded.architecture, d_in=sae.d_in, d_sae=sae.d_sae, **site
+    )
 
 
 def _as_loaded(name: str, sae: Any) -> Loaded:
@@ -188,5 +208,3 @@ def _as_loaded(name: str, sae: Any) -> Loaded:
 
 def _on_device(sae: Any, device: str) -> Any:
     return sae.to(device) if hasattr(sae, "act") and device != "cpu" else sae
-
-

@@ -76,7 +76,10 @@ class RunSpec:
         known, suite = registry.tasks(), self.suite_of()
         for name in self.params:
             registry.pick("task", name, known)
-        return [self._built(registry.pick("task", n, known), {**suite.tasks.get(n, {}), **self.params.get(n, {})}) for n in self.tasks or suite.tasks]
+        return [
+            self._built(registry.pick("task", n, known), {**suite.tasks.get(n, {}), **self.params.get(n, {})})
+            for n in self.tasks or suite.tasks
+        ]
 
     def _built(self, cls: type, params: Mapping[str, Any]) -> Any:
         task = registry.build(cls, params)
@@ -96,8 +99,8 @@ def make_spec(values: Mapping[str, Any], config: Path | None = None) -> RunSpec:
     if config is not None:
         try:
             base = tomllib.loads(config.read_text(encoding="utf8"))
-        except (OSError, tomllib.TOMLDecodeError) as e:
-            raise UsageError(f"{config} cannot be read: {e}", "write the run's flags as TOML keys, such as sae = [\"demo:ortsae\"]") from e
+        except (OSError, ValueError) as e:
+            raise UsageError(f"{config} cannot be read: {e}", 'write the run\'s flags as TOML keys, such as sae = ["demo:ortsae"]') from e
     given = {k: v for k, v in values.items() if v is not None}
     merged = {**base, **given}
     for name in ("sae", "tasks"):

@@ -15,6 +15,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from bench import progress
 from bench.errors import ResourceError, UsageError
 
 Arrays = dict[str, np.ndarray]
+_FACTS = "entry.json"
 _TEMPORARY = ".tmp-"
 _STALE_S = 24 * 3600.0
 
@@ -103,35 +105,40 @@ class Store:
             ResourceError: The disk is full or the cache cannot be written.
         """
         folder = self._folder(kind, parts)
-        if (found := self._read(folder)) is not None:
+        if (found := _read(folder)) is not None:
             return found
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(str(folder) + ".lock"):
-                if (found := self._read(folder)) is not None:
+                if (found := _read(folder)) is not None:
                     return found
-                self._write(folder, kind, parts, compute())
+                if (folder / _FACTS).exists():
+                    progress.note("cache entry damaged, computing it again", kind=kind, key=folder.name[:12])
+                _drop(folder)  # only under the lock: elsewhere it could be another process' fresh entry
+                arrays = compute()
+                self._write(folder, kind, parts, arrays)
         except OSError as e:
             raise _resource(e, folder) from e
         self._evict(keep=folder)
-        found = self._read(folder)
-        if found is None:
-            raise ResourceError(f"cache entry {folder.name[:12]} vanished while being read", "run the command again")
-        return found
+        found = _read(folder)
+        return arrays if found is None else found  # None: another process with a smaller bound has evicted it
 
     def has(self, kind: str, parts: Mapping[str, object]) -> bool:
         """Whether an entry exists (its checksums are verified only when it is read)."""
-        return (self._folder(kind, parts) / "entry.json").exists()
+        return (self._folder(kind, parts) / _FACTS).exists()
 
     def entries(self) -> Iterator[Entry]:
-        """Every whole entry, in no particular order."""
-        for meta in (self.root / "store").glob("*/*/entry.json"):
+        """Every entry, damaged ones without their parts, in no particular order."""
+        for meta in (self.root / "store").glob(f"*/[!.]*/{_FACTS}"):
+            folder = meta.parent
             try:
-                facts = json.loads(meta.read_text())
-                used = meta.stat().st_mtime
-            except (OSError, ValueError):
+                used, size = meta.stat().st_mtime, _size(folder)
+                parts = json.loads(meta.read_bytes())["parts"]
+            except FileNotFoundError:  # evicted meanwhile
                 continue
-            yield Entry(meta.parent.parent.name, meta.parent.name, meta.parent, facts["bytes"], used, facts["parts"])
+            except (OSError, ValueError, KeyError, TypeError):
+                used, size, parts = 0.0, 0, {}
+            yield Entry(folder.parent.name, folder.name, folder, size, used, parts if isinstance(parts, dict) else {})
 
     def verify(self) -> list[Entry]:
         """Entries whose bytes no longer match their checksums."""
@@ -140,26 +147,17 @@ class Store:
     def prune(self, max_bytes: int | None = None) -> int:
         """Drop least recently used entries above the bound and stale temporary folders; return bytes freed."""
         for leftover in (self.root / "store").glob(f"*/{_TEMPORARY}*"):
-            if time.time() - leftover.stat().st_mtime > _STALE_S:
-                shutil.rmtree(leftover, ignore_errors=True)
+            with suppress(FileNotFoundError):  # its owner has just renamed it
+                if time.time() - leftover.stat().st_mtime > _STALE_S:
+                    shutil.rmtree(leftover, ignore_errors=True)
         return self._evict(limit=max_bytes)
 
     def clear(self) -> int:
         """Drop every entry; return bytes freed."""
-        return self._evict(limit=0)
+        return self._evict(limit=-1)
 
     def _folder(self, kind: str, parts: Mapping[str, object]) -> Path:
         return self.root / "store" / kind / digest(dict(parts))[:40]
-
-    def _read(self, folder: Path) -> Arrays | None:
-        if not (folder / "entry.json").exists():
-            return None
-        if not _intact(folder):
-            progress.note("cache entry damaged, computing it again", kind=folder.parent.name, key=folder.name[:12])
-            shutil.rmtree(folder, ignore_errors=True)
-            return None
-        os.utime(folder / "entry.json")
-        return {p.stem: np.load(p, mmap_mode="r", allow_pickle=False) for p in sorted(folder.glob("*.npy"))}
 
     def _write(self, folder: Path, kind: str, parts: Mapping[str, object], arrays: Arrays) -> None:
         temporary = folder.parent / f"{_TEMPORARY}{uuid.uuid4().hex}"
@@ -171,9 +169,8 @@ class Store:
                     f.flush()
                     os.fsync(f.fileno())
             files = {p.name: file_sha256(p) for p in sorted(temporary.glob("*.npy"))}
-            size = sum(p.stat().st_size for p in temporary.glob("*.npy"))
-            facts = {"kind": kind, "parts": dict(parts), "files": files, "bytes": size}
-            (temporary / "entry.json").write_text(json.dumps(facts, sort_keys=True, indent=1))
+            facts = {"kind": kind, "parts": dict(parts), "files": files, "bytes": _size(temporary)}
+            (temporary / _FACTS).write_text(json.dumps(facts, sort_keys=True, indent=1))
             temporary.rename(folder)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -187,18 +184,43 @@ class Store:
             if total - freed <= limit:
                 break
             if e.path != keep:
-                shutil.rmtree(e.path, ignore_errors=True)
-                Path(str(e.path) + ".lock").unlink(missing_ok=True)
+                _drop(e.path)
                 freed += e.bytes
         return freed
 
 
-def _intact(folder: Path) -> bool:
+def _read(folder: Path) -> Arrays | None:
+    """The arrays of a whole entry; None where there is none, or a damaged one."""
+    if not _intact(folder):
+        return None
     try:
-        files: dict[str, str] = json.loads((folder / "entry.json").read_text())["files"]
-        return bool(files) and all(file_sha256(folder / name) == sha for name, sha in files.items())
-    except (OSError, ValueError, KeyError, AttributeError):
+        os.utime(folder / _FACTS)
+        return {p.stem: np.load(p, mmap_mode="r", allow_pickle=False) for p in sorted(folder.glob("*.npy"))}
+    except FileNotFoundError:  # evicted meanwhile by another process
+        return None
+
+
+def _intact(folder: Path) -> bool:
+    """Whether every file is as it was written: the folder's name is the digest of the parts, the rest follows."""
+    try:
+        facts = json.loads((folder / _FACTS).read_bytes())
+        named = digest(facts["parts"])[:40] == folder.name and facts["kind"] == folder.parent.name
+        files = {p.name: file_sha256(p) for p in folder.glob("*.npy")}
+        return named and facts["files"] == files and facts["bytes"] == _size(folder)
+    except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def _drop(folder: Path) -> None:
+    """Remove an entry, or what is left of one; renamed first, so that a kill in between leaves no half entry."""
+    doomed = folder.parent / f"{_TEMPORARY}{uuid.uuid4().hex}"
+    with suppress(FileNotFoundError):
+        folder.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _size(folder: Path) -> int:
+    return sum(p.stat().st_size for p in folder.glob("*.npy"))
 
 
 def _resource(e: OSError, path: Path) -> ResourceError:

@@ -23,9 +23,10 @@ class SAE(Protocol):
     maps codes back to [n, d_in].
     """
 
-    d_in: int
-    d_sae: int
-
+    @property
+    def d_in(self) -> int: ...
+    @property
+    def d_sae(self) -> int: ...
     @property
     def W_dec(self) -> Tensor: ...  # noqa: N802 — the field's name for it
     def encode(self, x: Tensor) -> Tensor: ...

@@ -1,6 +1,6 @@
 """Which peak learning rate: plain BatchTopK at the candidates of the recipe, judged by FVU on held-out text.
 
-    python perf/choose_lr.py --steps 3000
+python perf/choose_lr.py --steps 3000
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ def main() -> None:
         sae = Canonical(fitted.sae)
         codes = sae.encode_sparse(text.kept)
         fvu = float(np.square(text.kept - sae.reconstruct(codes)).sum() / total)
-        print(json.dumps({"lr": lr, "steps": a.steps, "heldout_fvu": round(fvu, 5), "heldout_l0": round(codes.l0().mean(), 3), **fitted.log}), flush=True)
+        print(
+            json.dumps({"lr": lr, "steps": a.steps, "heldout_fvu": round(fvu, 5), "heldout_l0": round(codes.l0().mean(), 3), **fitted.log}),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

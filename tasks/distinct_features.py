@@ -39,7 +39,15 @@ class DistinctFeatures:
         "a random dictionary scores as well as any: read it beside explained variance and the random control",
         "the random level depends on (d_sae, d_in): compare only at equal sizes",
     )
-    headline: ClassVar[tuple[str, ...]] = ("mean_max_cosine", "random_level", "share_above_0.5", "distinct_at_0.3", "effective_rank", "alive_share", "unique_below_relative")
+    headline: ClassVar[tuple[str, ...]] = (
+        "mean_max_cosine",
+        "random_level",
+        "share_above_0.5",
+        "distinct_at_0.3",
+        "effective_rank",
+        "alive_share",
+        "unique_below_relative",
+    )
     tokens: int = 16_384
     taus: tuple[float, ...] = (0.3, 0.5, 0.7, 0.9)
     cover_taus: tuple[float, ...] = (0.3, 0.5, 0.7, 0.9)
@@ -109,7 +117,10 @@ class DistinctFeatures:
             return {}, {}
         best = cosine.nearest_in(rows, torch.from_numpy(other.W_dec[alive])).numpy()
         curve = {f"{t:.2f}": float((best < t).mean()) for t in np.arange(0.05, 1.0, 0.05)}
-        metrics = {f"unique_below_{k}": _census(float((best < t).mean()), len(best), "higher") for k, t in (("0.2", 0.2), ("relative", _RELATIVE * level))}
+        metrics = {
+            f"unique_below_{k}": _census(float((best < t).mean()), len(best), "higher")
+            for k, t in (("0.2", 0.2), ("relative", _RELATIVE * level))
+        }
         return metrics, curve
 
 

@@ -37,7 +37,15 @@ class Reconstruction:
         "explained variance rises with L0: compare at equal L0 or along the curve",
         "loss recovered is measured in contexts of at most 128 tokens",
     )
-    headline: ClassVar[tuple[str, ...]] = ("explained_variance", "l0", "ce_recovered_zero", "kl_score_zero", "ce_sae", "cosine", "shrinkage_slope")
+    headline: ClassVar[tuple[str, ...]] = (
+        "explained_variance",
+        "l0",
+        "ce_recovered_zero",
+        "kl_score_zero",
+        "ce_sae",
+        "cosine",
+        "shrinkage_slope",
+    )
     tokens: int = 16_384
 
     def data(self, ctx: Context) -> Mapping[str, str]:

@@ -70,7 +70,15 @@ class SparseProbing:
         "untrained dictionaries probe well at larger k: read it beside the random control and the neurons line",
         "many small sets are more reliable than few large ones; smoke uses too few to rank methods",
     )
-    headline: ClassVar[tuple[str, ...]] = ("accuracy_k1", "accuracy_k5", "auc_k5", "accuracy_neurons_k1", "accuracy_neurons_k5", "accuracy_dense", "accuracy_majority")
+    headline: ClassVar[tuple[str, ...]] = (
+        "accuracy_k1",
+        "accuracy_k5",
+        "auc_k5",
+        "accuracy_neurons_k1",
+        "accuracy_neurons_k5",
+        "accuracy_dense",
+        "accuracy_majority",
+    )
     sets: tuple[str, ...] = DEFAULT_SETS
     rows: int = 600
     ks: tuple[int, ...] = (1, 2, 5, 10, 20, 50, 100)
@@ -94,7 +102,7 @@ class SparseProbing:
 
     def run(self, sae: Canonical, ctx: Context) -> Result | NotApplicable:
         samples, texts, rows = self._prompts(ctx)
-        x, some = (ctx.last_kept(rows) if self.protocol == "last_token" else _pooled_activations(ctx, rows))
+        x, some = ctx.last_kept(rows) if self.protocol == "last_token" else _pooled_activations(ctx, rows)
         codes = self._codes(sae, ctx, rows, x)
         place = {t: i for i, t in enumerate(texts)}
         table: dict[str, list[object]] = {c: [] for c in ("set", "family", "features", "k", "n_train", "n_test", *_SCORES)}
@@ -123,7 +131,15 @@ class SparseProbing:
         return codes.pooled(np.repeat(np.arange(len(rows.lengths)), rows.lengths)[keep], len(rows.lengths))
 
     def _probe_set(
-        self, sample: Labelled, at: np.ndarray, y: np.ndarray, x: np.ndarray, codes: Codes, ctx: Context, table: dict[str, list[object]], counts: dict[str, int]
+        self,
+        sample: Labelled,
+        at: np.ndarray,
+        y: np.ndarray,
+        x: np.ndarray,
+        codes: Codes,
+        ctx: Context,
+        table: dict[str, list[object]],
+        counts: dict[str, int],
     ) -> None:
         """All probes of one set, appended to the table; a set with too few rows is counted and left out."""
         test = stratified_split(y, _TEST_SHARE, ctx.rng("probe", sample.info.name)) if len(np.unique(y)) == 2 else np.zeros(len(y), bool)
@@ -170,7 +186,9 @@ def _pooled_activations(ctx: Context, rows: Rows) -> tuple[np.ndarray, np.ndarra
     return (sums / np.maximum(size, 1)[:, None]).astype(np.float32), size > 0
 
 
-def _append(table: dict[str, list[object]], info: labelled.SetInfo, y: np.ndarray, test: np.ndarray, features: str, k: int, margin: np.ndarray) -> None:
+def _append(
+    table: dict[str, list[object]], info: labelled.SetInfo, y: np.ndarray, test: np.ndarray, features: str, k: int, margin: np.ndarray
+) -> None:
     row = {"set": info.name, "family": info.family, "features": features, "k": k, "n_train": int((~test).sum()), "n_test": int(test.sum())}
     for name, value in {**row, **scores(y[test], margin)}.items():
         table[name].append(value)

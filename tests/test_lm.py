@@ -184,7 +184,9 @@ def test_embedded_model_predicts_english(smollm: LanguageModel) -> None:
     ids = torch.tensor([smollm.tokenizer(text)["input_ids"]])
     best = int(smollm.logits(smollm.final(ids)[0, -1:]).argmax())
     assert smollm.tokenizer.decode([best]).strip() == "Rome"
-    assert smollm.tokenizer("a 123")["input_ids"] == smollm.tokenizer("a 1")["input_ids"] + smollm.tokenizer("23")["input_ids"]  # digits split
+    assert (
+        smollm.tokenizer("a 123")["input_ids"] == smollm.tokenizer("a 1")["input_ids"] + smollm.tokenizer("23")["input_ids"]
+    )  # digits split
 
 
 @pytest.mark.model

@@ -12,8 +12,8 @@ import torch
 
 from bench.context import Context
 from bench.data.labelled import Labelled, SetInfo
-from bench.record import make_record, subject_task
 from bench.record import SubjectFacts as Subject
+from bench.record import make_record, subject_task
 from bench.sae.activations import ReLU
 from bench.sae.canonical import Canonical
 from bench.sae.dense import DenseSAE
@@ -193,7 +193,9 @@ def test_latents_for_the_concept_probe_better_than_random_ones(ctx: Context, pro
     good, bad = (run(probing(protocol=protocol), letter_sae(ctx, n), spelled) for n in (0.0, 1.0))
     assert value(good, "accuracy_k1") > value(bad, "accuracy_k1") + 0.05
     assert value(good, "accuracy_majority") == pytest.approx(0.5, abs=0.05)
-    assert value(good, "accuracy_dense") == value(bad, "accuracy_dense") and value(good, "accuracy_neurons_k2") == value(bad, "accuracy_neurons_k2")
+    assert value(good, "accuracy_dense") == value(bad, "accuracy_dense") and value(good, "accuracy_neurons_k2") == value(
+        bad, "accuracy_neurons_k2"
+    )
 
 
 def test_probing_is_perfect_where_the_concept_is_one_latent(ctx: Context) -> None:
@@ -261,7 +263,9 @@ def test_golden_numbers(task: object, ctx: Context) -> None:
 def test_rescaling_and_permuting_latents_changes_nothing(task: object, ctx: Context) -> None:
     sae, g = golden_sae(ctx), torch.Generator().manual_seed(0)
     order, a = torch.randperm(48, generator=g), 0.2 + 3 * torch.rand(48, generator=g)
-    other = DenseSAE((sae.W_enc / a)[:, order].contiguous(), (sae.b_enc / a)[order], (sae.W_dec * a[:, None])[order], sae.b_dec, sae.b_pre, ReLU())
+    other = DenseSAE(
+        (sae.W_enc / a)[:, order].contiguous(), (sae.b_enc / a)[order], (sae.W_dec * a[:, None])[order], sae.b_dec, sae.b_pre, ReLU()
+    )
     one, two = run(task, sae, ctx), run(task, other, ctx)
     for name, m in one.metrics.items():
         assert m.value == pytest.approx(value(two, name), rel=1e-4, abs=1e-5), name

@@ -178,7 +178,9 @@ def test_stages_and_facts_are_kept(fitted: dict[str, Path]) -> None:
     assert lines[-1]["step"] == 600 and {"mse", "aux", "ev", "l0", "dead"} <= lines[-1].keys()
 
 
-def test_interrupted_training_goes_on_to_the_same_weights(world, fitted: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_training_goes_on_to_the_same_weights(
+    world, fitted: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     method, config = OrtSAE(base=BatchTopK(d_sae=64, k=3)), FitConfig(steps=600, batch=256, lr=3e-3)
     real = TrainingSet.batch
 

@@ -17,7 +17,7 @@ from bench.sae.activations import ReLU
 from bench.sae.dense import DenseSAE
 from bench.store import Store
 
-_WORDS = "the a river stone cat dog runs sleeps under over bright dark old new green house tree and but while slowly".split()
+_WORDS = tuple("the a river stone cat dog runs sleeps under over bright dark old new green house tree and but while slowly".split(" "))  # noqa: SIM905
 
 
 def documents(n: int = 80, seed: int = 0) -> list[str]:

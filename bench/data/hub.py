@@ -23,7 +23,7 @@ def hub_corpus(reference: str, split_version: str) -> Corpus:
 
     name, _, rest = reference.partition("#")
     name, _, revision = name.partition("@")
-    config, split, column = (rest.split("/") + ["", "", ""])[:3] if rest else ("", "", "")
+    config, split, column = [*rest.split("/"), "", "", ""][:3] if rest else ("", "", "")
 
     def read() -> Iterator[str]:
         try:

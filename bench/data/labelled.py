@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -165,7 +166,7 @@ def _stem(name: str) -> str:
     return name.partition("_")[2]
 
 
-def _binary(target: pd.Series) -> np.ndarray:
+def _binary(target: Any) -> np.ndarray:
     """0/1 labels: the larger of the two values, in sorted order, is 1."""
     values = sorted(target.unique().tolist(), key=str)
     if len(values) != 2:

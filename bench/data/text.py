@@ -112,7 +112,9 @@ def _sae_probes_texts() -> Iterator[str]:
 
 def _file_texts(path: Path) -> Iterator[str]:
     if path.suffix == ".jsonl":
-        for i, line in enumerate(path.read_text(encoding="utf8").splitlines()):
+        for i, line in enumerate(path.read_bytes().splitlines()):  # of bytes: U+2028 in a string ends no line
+            if not line.strip():
+                continue
             try:
                 yield str(json.loads(line)["text"])
             except (ValueError, KeyError, TypeError):
@@ -129,7 +131,7 @@ class Rows:
         ids: [n_tokens] int32, all rows one after the other.
         offsets: [n_rows + 1] int64, where each row starts.
         document: [n_rows] int32, which document each row is from.
-        starts: [n_tokens] bool, tokens that are special (BOS, EOS, pad) or first in their row.
+        special: [n_tokens] bool, tokens that are special (BOS, EOS, pad) or first in their row.
     """
 
     ids: np.ndarray
@@ -146,6 +148,12 @@ class Rows:
     def lengths(self) -> np.ndarray:
         """[n_rows] tokens per row."""
         return np.diff(self.offsets)
+
+    def positions(self, members: np.ndarray) -> np.ndarray:
+        """Flat token indices of some rows, one row after the other."""
+        sizes = self.lengths[members]
+        within = np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        return np.repeat(self.offsets[:-1][members], sizes) + within
 
     @property
     def token_document(self) -> np.ndarray:
@@ -175,7 +183,14 @@ def tokenised(lm, corpus: Corpus, part: Part, tokens: int, store: Store, context
         context: Tokens per row; a row starts with BOS when the tokenizer adds one.
         rows_per_document: Rows taken from one document, for variety.
     """
-    parts = {"tokenizer": lm.tokenizer_sha256, "corpus": corpus.sha256, "part": part, "tokens": tokens, "context": context, "rows_per_document": rows_per_document}
+    parts = {
+        "tokenizer": lm.tokenizer_sha256,
+        "corpus": corpus.sha256,
+        "part": part,
+        "tokens": tokens,
+        "context": context,
+        "rows_per_document": rows_per_document,
+    }
 
     def compute() -> dict[str, np.ndarray]:
         rows = _cut(lm, corpus.documents(part), tokens, context, rows_per_document)

@@ -57,7 +57,7 @@ def random_level(m: int, d: int, seed: int = 0) -> float:
 
 
 def pairs_above(w: Tensor, tau: float, most: int, block: int = 1024) -> sp.csr_matrix | None:
-    """Symmetric graph of the pairs of rows with cosine > τ, or None when there are more than `most` pairs."""
+    """Symmetric graph of the pairs of rows with cosine > τ ≥ 0, or None when there are more than `most` pairs."""
     v = unit(w)
     rows, cols, found = [], [], 0
     for i in range(0, len(v), block):
@@ -82,7 +82,7 @@ def greedy_cover(graph: sp.csr_matrix, priority: np.ndarray) -> int:
         graph: [m, m] symmetric adjacency.
         priority: [m] distinct ranks; among equals the smaller rank is taken.
     """
-    m = graph.shape[0]
+    m = len(priority)
     uncovered = np.ones(m, dtype=bool)
     gain = np.diff(graph.indptr) + 1
     heap = [(-int(gain[i]), int(priority[i]), i) for i in range(m)]

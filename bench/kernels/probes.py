@@ -62,7 +62,9 @@ def nested_logistic(x: np.ndarray, y: np.ndarray, sizes: tuple[int, ...], c: flo
     return w[:, :-1], w[:, -1]
 
 
-def _descend(w: np.ndarray, step: np.ndarray, gradient: np.ndarray, design: np.ndarray, y: np.ndarray, penalty: np.ndarray, c: float) -> np.ndarray:
+def _descend(
+    w: np.ndarray, step: np.ndarray, gradient: np.ndarray, design: np.ndarray, y: np.ndarray, penalty: np.ndarray, c: float
+) -> np.ndarray:
     """One Newton step per problem, halved until the objective falls enough (Armijo)."""
 
     def objective(v: np.ndarray) -> np.ndarray:

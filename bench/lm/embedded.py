@@ -55,7 +55,7 @@ def load(device: str = "cpu", dtype: str = "float32", layers: int | None = None)
 
     folder = _converted()
     extra: dict[str, Any] = {"num_hidden_layers": layers} if layers else {}
-    model = LlamaForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype], **extra)
+    model: Any = LlamaForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype], **extra)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     name = f"{NAME}[:{layers}]" if layers else NAME
     return LanguageModel(name, REVISION, model.eval().to(device), tokenizer, device)

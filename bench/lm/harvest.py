@@ -44,7 +44,7 @@ class Harvest:
         """[n_tokens, d] activations of all rows, in row order."""
         out = np.empty((len(rows.ids), self.lm.d_model), dtype=self.dtype)
         for members, x in self.shards(rows):
-            out[_positions(rows, members)] = x
+            out[rows.positions(members)] = x
         return out
 
     def last(self, rows: Rows, wanted: np.ndarray) -> np.ndarray:
@@ -103,7 +103,9 @@ class Harvest:
                 pieces.append(self._batch(rows, batch, wanted))
             except (torch.cuda.OutOfMemoryError, MemoryError) as e:
                 if len(batch) == 1:
-                    raise ResourceError(f"one row of {width} tokens does not fit in memory", "use a smaller model or another --device") from e
+                    raise ResourceError(
+                        f"one row of {width} tokens does not fit in memory", "use a smaller model or another --device"
+                    ) from e
                 budget //= 2
                 progress.note("out of memory, halving the batch", tokens=budget)
                 continue
@@ -148,14 +150,7 @@ def _shards(rows: Rows) -> list[np.ndarray]:
 
 
 def _take(rows: Rows, members: np.ndarray) -> Rows:
-    at = _positions(rows, members)
+    at = rows.positions(members)
     offsets = np.concatenate([[0], np.cumsum(rows.lengths[members])]).astype(np.int64)
     document = np.zeros(len(members), dtype=np.int32)  # which document a row is from cannot move its activations
     return Rows(rows.ids[at], offsets, document, rows.special[at])
-
-
-def _positions(rows: Rows, members: np.ndarray) -> np.ndarray:
-    """Flat token indices of some rows, in their order."""
-    if len(members) == 0:
-        return np.zeros(0, dtype=np.int64)
-    return np.concatenate([np.arange(rows.offsets[i], rows.offsets[i + 1]) for i in members])

@@ -6,7 +6,7 @@ a pad, and padded and unpadded results are equal.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +63,9 @@ class LanguageModel:
         for module in self.model.modules():
             if isinstance(module, nn.ModuleList) and len(module) == self.n_layers:
                 return module
-        raise UnavailableError(f"no list of {self.n_layers} blocks in {type(self.model).__name__}", "this architecture is not supported yet")
+        raise UnavailableError(
+            f"no list of {self.n_layers} blocks in {type(self.model).__name__}", "this architecture is not supported yet"
+        )
 
     @property
     def tokenizer_sha256(self) -> str:
@@ -95,7 +97,7 @@ class LanguageModel:
     def module(self, hook: Hook) -> nn.Module:
         """The module whose output is the hook's activation."""
         self.check(hook)
-        block = self.blocks[hook.layer]
+        block: Any = self.blocks[hook.layer]
         if hook.site == "resid_post":
             return block
         sandwich = hasattr(block, "pre_feedforward_layernorm")  # Gemma 2 and 3 normalise what a sub-module adds
@@ -163,7 +165,7 @@ class LanguageModel:
             return self.final(ids)
 
     @contextmanager
-    def _entering(self, skip: int, entry: Tensor) -> Iterator[None]:
+    def _entering(self, skip: int, entry: Tensor) -> Generator[None]:
         """Blocks before `skip` pass their input on; the last of them hands over `entry`."""
         blocks = list(self.blocks)[:skip]
         if not blocks:
@@ -179,7 +181,7 @@ class LanguageModel:
                 block.__dict__.pop("forward", None)
 
     @contextmanager
-    def _replacing(self, hook: Hook, replacement: Tensor) -> Iterator[None]:
+    def _replacing(self, hook: Hook, replacement: Tensor) -> Generator[None]:
         if hook.site == "resid_post":
             yield
             return
@@ -238,9 +240,12 @@ def load(reference: str, device: str = "cpu", dtype: str = "float32") -> Languag
     where = str(Path(name).expanduser()) if not reference.startswith("hf:") else name
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, revision=revision or None)
-        model = AutoModelForCausalLM.from_pretrained(where, revision=revision or None, dtype=DTYPES[dtype])
+        model: Any = AutoModelForCausalLM.from_pretrained(where, revision=revision or None, dtype=DTYPES[dtype])
     except (OSError, ValueError, ImportError) as e:
-        raise UnavailableError(f"{reference} cannot be opened: {str(e).splitlines()[0]}", "check the name, the revision and the network, or use embedded:smollm2-135m-q4_1") from e
+        raise UnavailableError(
+            f"{reference} cannot be opened: {str(e).splitlines()[0]}",
+            "check the name, the revision and the network, or use embedded:smollm2-135m-q4_1",
+        ) from e
     if not reference.startswith("hf:"):
         revision = weights_sha256(model)
     else:

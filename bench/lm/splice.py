@@ -80,7 +80,7 @@ class Splicer:
         with progress.track(f"language model with {label} spliced in", len(self.rows.ids), "tokens") as advance:
             for batch in self._batches():
                 ids, real = padded(self.rows, batch)
-                flat = self._flat(batch)
+                flat = self.rows.positions(batch)
                 tail = self.lm.tail(ids, self.hook, self._pad(start, flat, real), self._pad(x, flat, real))
                 self._score(out, flat, tail[real.to(tail.device)], torch.from_numpy(np.asarray(final[flat])))
                 advance(len(flat))
@@ -93,7 +93,7 @@ class Splicer:
         with progress.track("language model, untouched", len(self.rows.ids), "tokens") as advance:
             for batch in self._batches():
                 ids, real = padded(self.rows, batch)
-                flat = self._flat(batch)
+                flat = self.rows.positions(batch)
                 tail = self.lm.tail(ids, self.hook, self._pad(start, flat, real), self._pad(self.x, flat, real))
                 tail = tail[real.to(tail.device)]
                 final[flat] = tail.float().cpu().numpy()
@@ -126,9 +126,6 @@ class Splicer:
         order = np.argsort(-self.rows.lengths, kind="stable")
         width = int(self.rows.lengths.max())
         return np.array_split(order, -(-len(order) * width // _BATCH_TOKENS))
-
-    def _flat(self, batch: np.ndarray) -> np.ndarray:
-        return np.concatenate([np.arange(self.rows.offsets[i], self.rows.offsets[i + 1]) for i in batch])
 
     def _parts(self, kind: str) -> dict[str, object]:
         lm = self.lm

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from bench.lm.hf import LanguageModel, weights_sha256
@@ -34,6 +36,6 @@ def load(device: str = "cpu", dtype: str = "float32", layers: int = 3, d_model: 
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = LlamaForCausalLM(config)
+        model: Any = LlamaForCausalLM(config)
     model = model.to(getattr(torch, dtype))
     return LanguageModel(NAME, weights_sha256(model)[:40], model.eval().to(device), tokenizer, device)

@@ -58,7 +58,7 @@ class Codes:
 
     def take(self, rows: np.ndarray) -> Codes:
         """Codes of some tokens, by index or boolean mask."""
-        return _from_matrix(self.matrix[rows])
+        return _from_matrix(self.matrix[rows], self.d_sae)
 
     def scaled(self, factors: np.ndarray) -> Codes:
         """Each latent's codes times its factor; latents with factor 0 vanish."""
@@ -67,7 +67,7 @@ class Codes:
             return Codes(self.indptr, self.indices, values, self.d_sae)
         m = sp.csr_matrix((values, self.indices, self.indptr), shape=(self.n, self.d_sae), copy=True)  # the next line works in place
         m.eliminate_zeros()
-        return _from_matrix(m)
+        return _from_matrix(m, self.d_sae)
 
     def l0(self) -> np.ndarray:
         """[n] number of active latents per token."""
@@ -87,14 +87,14 @@ class Codes:
         sizes = np.bincount(groups[groups >= 0], minlength=n_groups)
         inside = np.flatnonzero(groups >= 0)
         member = sp.csr_matrix((np.ones(len(inside)), (groups[inside], inside)), shape=(n_groups, self.n))
-        sums = (member @ self.matrix.astype(np.float64)).toarray()
+        sums = sp.csr_matrix(member @ self.matrix.astype(np.float64)).toarray()
         return sums / np.maximum(sizes, 1)[:, None]
 
     def pooled(self, groups: np.ndarray, n_groups: int) -> Codes:
         """Codes of groups of tokens: the mean over each group's tokens, zeros counted; an empty group has none."""
         sizes = np.maximum(np.bincount(groups, minlength=n_groups), 1)
         member = sp.csr_matrix((1 / sizes[groups], (groups, np.arange(self.n))), shape=(n_groups, self.n))
-        return _from_matrix((member @ self.matrix).tocsr())
+        return _from_matrix(sp.csr_matrix(member @ self.matrix), self.d_sae)
 
     def columns(self, latents: np.ndarray) -> np.ndarray:
         """[n, len(latents)] dense codes of a few latents."""
@@ -112,6 +112,6 @@ class Codes:
         return {"indptr": self.indptr, "indices": self.indices, "values": self.values}
 
 
-def _from_matrix(m: sp.csr_matrix) -> Codes:
+def _from_matrix(m: sp.csr_matrix, d_sae: int) -> Codes:
     m.sort_indices()
-    return Codes(m.indptr.astype(np.int64), m.indices.astype(np.int32), m.data.astype(np.float32), m.shape[1])
+    return Codes(m.indptr.astype(np.int64), m.indices.astype(np.int32), m.data.astype(np.float32), d_sae)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -56,7 +56,7 @@ class DenseSAE:
     def to(self, device: str) -> DenseSAE:
         """The same SAE on another device."""
         act = JumpReLU(self.act.threshold.to(device)) if isinstance(self.act, JumpReLU) else self.act
-        return DenseSAE(*(t.to(device) for t in (self.W_enc, self.b_enc, self.W_dec, self.b_dec, self.b_pre)), act)
+        return replace(self, act=act, **{n: getattr(self, n).to(device) for n in ("W_enc", "b_enc", "W_dec", "b_dec", "b_pre")})
 
     def pre_activations(self, x: Tensor) -> Tensor:
         """[n, d_sae] values the activation function sees."""
@@ -84,12 +84,12 @@ class DenseSAE:
             cols, order = top.indices.sort(dim=-1)
             values = top.values.gather(-1, order)
             row, at = torch.nonzero(values > 0, as_tuple=True)
-            triple = (row, cols[row, at], values[row, at])
+            rows, latents, found = row, cols[row, at], values[row, at]
         else:
             active = pre > (self.act.threshold.clamp(min=0) if isinstance(self.act, JumpReLU) else 0)
             flat = torch.from_numpy(np.flatnonzero(active.cpu().numpy())).to(pre.device)
-            triple = (flat // self.d_sae, flat % self.d_sae, pre.reshape(-1)[flat])
-        return Codes.from_parts(*(t.cpu().numpy() for t in triple), len(x), self.d_sae)
+            rows, latents, found = flat // self.d_sae, flat % self.d_sae, pre.reshape(-1)[flat]
+        return Codes.from_parts(rows.cpu().numpy(), latents.cpu().numpy(), found.cpu().numpy(), len(x), self.d_sae)
 
     def decode_sparse(self, codes: Codes) -> np.ndarray:
         """[n, d_in] float32 reconstructions of sparse codes."""

@@ -7,7 +7,11 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(name="cache", help="Stored activations and codes.\n\nExamples:\n\n  python -m bench cache list\n\n  python -m bench cache prune --gb 10", no_args_is_help=True)
+app = typer.Typer(
+    name="cache",
+    help="Stored activations and codes.\n\nExamples:\n\n  python -m bench cache list\n\n  python -m bench cache prune --gb 10",
+    no_args_is_help=True,
+)
 
 
 @app.command("list")
@@ -35,7 +39,9 @@ def verify() -> None:
     bad = store.verify()
     if bad:
         names = ", ".join(f"{e.kind}/{e.key[:12]}" for e in bad[:5])
-        raise VerificationError(f"{len(bad)} damaged cache entries: {names}", "they are computed again on next use, or run: python -m bench cache clear")
+        raise VerificationError(
+            f"{len(bad)} damaged cache entries: {names}", "they are computed again on next use, or run: python -m bench cache clear"
+        )
     print(f"all {sum(1 for _ in store.entries())} entries intact ({time.monotonic() - start:.1f} s)")
 
 

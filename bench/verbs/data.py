@@ -7,7 +7,11 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(name="data", help="Text and labelled sets.\n\nExamples:\n\n  python -m bench data list\n\n  python -m bench data show 113_movie_sent", no_args_is_help=True)
+app = typer.Typer(
+    name="data",
+    help="Text and labelled sets.\n\nExamples:\n\n  python -m bench data list\n\n  python -m bench data show 113_movie_sent",
+    no_args_is_help=True,
+)
 
 
 @app.command("list")

@@ -41,12 +41,14 @@ def _facts() -> dict[str, str]:
     existing = next(p for p in (root, *root.parents) if p.exists())
     converted = root / "models" / f"smollm2-{embedded.REVISION[:16]}" / "done.json"
     code = provenance.code_version()
+    commit = f", commit {code['commit'][:12]}" if code["commit"] else ""
+    used, free = sum(e.bytes for e in store.entries()) / 2**30, shutil.disk_usage(existing).free / 2**30
     return {
-        "ortsae-bench": f"{code['version']} (sources {code['sources_sha256'][:12]}{', commit ' + code['commit'][:12] if code['commit'] else ''})",
+        "ortsae-bench": f"{code['version']} (sources {code['sources_sha256'][:12]}{commit})",
         "python": platform.python_version(),
         "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else provenance.environment("cpu")["device"],
-        "cache": f"{root}, {sum(e.bytes for e in store.entries()) / 2**30:.2f} of at most {store.max_bytes / 2**30:.0f} GiB, {shutil.disk_usage(existing).free / 2**30:.0f} GiB free on disk",
+        "cache": f"{root}, {used:.2f} of at most {store.max_bytes / 2**30:.0f} GiB, {free:.0f} GiB free on disk",
         "embedded model": "ready" if converted.exists() else "not fetched yet (93 MB, on first use)",
         "package clients": ", ".join(f"{n} {'found' if shutil.which(n) else 'missing'}" for n in ("npm", "apt-get")),
         "tasks": ", ".join(registry.tasks()),

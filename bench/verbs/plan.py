@@ -52,11 +52,15 @@ def show(spec: RunSpec, as_json: bool) -> None:
     for line in lines["jobs"]:
         print(_line(line))
     total = lines["total"]
-    print(f"about {total['minutes']:.1f} min on this machine, {total['memory_mib']} MiB of memory, {total['disk_mib']} MiB more in the cache")
+    print(
+        f"about {total['minutes']:.1f} min on this machine, {total['memory_mib']} MiB of memory, {total['disk_mib']} MiB more in the cache"
+    )
 
 
 def _line(job: dict[str, Any]) -> str:
     if job["recorded"]:
         return f"{job['sae']:<16} {job['task']:<22} already recorded"
-    work = f"{job['read_tokens']:>8} tokens to read ({job['cached_tokens']} cached), {job['tail_tokens']:>7} through the layers after the hook"
+    work = (
+        f"{job['read_tokens']:>8} tokens to read ({job['cached_tokens']} cached), {job['tail_tokens']:>7} through the layers after the hook"
+    )
     return f"{job['sae']:<16} {job['task']:<22} {work}, about {job['minutes']:.1f} min"

@@ -132,7 +132,14 @@ def _finish(spec: RunSpec, outcomes: list[Outcome]) -> None:
 
 def _as_json(o: Outcome) -> dict[str, Any]:
     if o.error:
-        return {"outcome": "failed", "sae": o.job.subject.name, "task": o.job.facts.name, "code": o.error.code, "cause": o.error.cause, "remedy": o.error.remedy}
+        return {
+            "outcome": "failed",
+            "sae": o.job.subject.name,
+            "task": o.job.facts.name,
+            "code": o.error.code,
+            "cause": o.error.cause,
+            "remedy": o.error.remedy,
+        }
     assert o.record is not None
     return {**o.record.model_dump(mode="json"), "found": o.found}
 

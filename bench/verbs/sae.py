@@ -7,7 +7,11 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(name="sae", help="Look at checkpoints.\n\nExamples:\n\n  python -m bench sae check ./my_sae\n\n  python -m bench sae list", no_args_is_help=True)
+app = typer.Typer(
+    name="sae",
+    help="Look at checkpoints.\n\nExamples:\n\n  python -m bench sae check ./my_sae\n\n  python -m bench sae list",
+    no_args_is_help=True,
+)
 
 
 @app.command("check")

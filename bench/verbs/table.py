@@ -50,7 +50,7 @@ def table(
         chosen = spec.suite_of()
         rows = tables.rows(good, [subject_task(t) for t in spec.built_tasks()], chosen.columns)
         rows.sort(key=lambda r: (r.subject.lm, r.subject.hook, r.subject.name))
-        empty = f"no records of suite {chosen.name} in {source.folder}; make some with: python -m bench run --sae demo:ortsae --suite {chosen.name}"
+        empty = f"no records of suite {chosen.name} in {source.folder}; try: python -m bench run --sae demo:ortsae --suite {chosen.name}"
         print(tables.text(rows, chosen.columns, f"suite {chosen.name}: {chosen.description}") if rows else empty)
 
 

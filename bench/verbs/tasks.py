@@ -7,7 +7,11 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(name="tasks", help="What can be measured.\n\nExamples:\n\n  python -m bench tasks list\n\n  python -m bench tasks show reconstruction", no_args_is_help=True)
+app = typer.Typer(
+    name="tasks",
+    help="What can be measured.\n\nExamples:\n\n  python -m bench tasks list\n\n  python -m bench tasks show reconstruction",
+    no_args_is_help=True,
+)
 
 
 @app.command("list")
@@ -16,7 +20,10 @@ def list_(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
     from bench import registry
 
     suites = registry.suites()
-    rows = [{"name": n, "version": c.version, "about": _first(c), "suites": [s for s, v in suites.items() if n in v.tasks]} for n, c in registry.tasks().items()]
+    rows = [
+        {"name": n, "version": c.version, "about": _first(c), "suites": [s for s, v in suites.items() if n in v.tasks]}
+        for n, c in registry.tasks().items()
+    ]
     if as_json:
         print(json.dumps(rows, indent=1))
         return

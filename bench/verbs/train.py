@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +10,7 @@ import typer
 
 from bench.verbs.run import HookOption, LmOption, TextOption
 
+DEFAULT_HOOK = "blocks.7.hook_resid_post"
 HELP = """Train an SAE with a bundled method or control; interrupted runs go on where they stopped.
 
 Examples:
@@ -34,39 +36,50 @@ def train(
     batch: Annotated[int, typer.Option(help="Tokens per step.", min=1)] = 512,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
     seed: Annotated[int, typer.Option(help="Initialisation, data order, the method's own draws.")] = 0,
-    param: Annotated[list[str] | None, typer.Option(help="Parameter of the method, such as gamma=0.25; may be given several times.")] = None,
+    param: Annotated[
+        list[str] | None, typer.Option(help="Parameter of the method, such as gamma=0.25; may be given several times.")
+    ] = None,
     checkpoint_at: Annotated[str, typer.Option(help="Fractions of the run kept as stages, such as 0.1,0.3,1.0.")] = "1.0",
     dtype: Annotated[str, typer.Option(help="Weights on disk: float16 or float32.")] = "float16",
     device: Annotated[str, typer.Option(help="Where the language model runs: auto, cpu, cuda.")] = "auto",
 ) -> None:
+    from bench import interrupts
+    from bench.errors import UsageError
+
+    built = _method(method, {"d_sae": d_sae, "k": k, **_params(param or [])})
+    if dtype not in ("float16", "float32"):
+        raise UsageError(f"--dtype {dtype} is not a type of weights", "use float16 or float32")
+    if (out / "sae.json").exists():
+        raise UsageError(f"{out} already holds a finished SAE", "choose another --out")
+    recipe = {"steps": steps, "batch": batch, "lr": lr, "seed": seed, "checkpoint_at": _fractions(checkpoint_at), "dtype": dtype}
+    with interrupts.polite():
+        log = _fit(built, out, (lm, hook, text, device), tokens, recipe)
+    print(f"wrote {out}: {method}, {d_sae} latents" + "".join(f", {n} {log[n]}" for n in ("ev", "l0", "dead") if n in log))
+    print(f"evaluate it with: python -m bench run --sae {out}")
+
+
+train.__doc__ = HELP
+
+
+def _fit(
+    method: Any, out: Path, site: tuple[str | None, str | None, str | None, str], tokens: int, recipe: dict[str, Any]
+) -> Mapping[str, Any]:
+    """Harvest and train; returns the last log line."""
     from baselines.activations import harvested
     from baselines.trainer import FitConfig, fit
-    from bench import interrupts, progress
-    from bench.data.text import open_corpus
-    from bench.errors import UsageError
+    from bench import progress
+    from bench.data.text import DEFAULT_TEXT, open_corpus
     from bench.lm import embedded, open_lm
     from bench.lm.hooks import parse_hook
     from bench.runner import pick_device
     from bench.store import Store
 
-    built = _method(method, {"d_sae": d_sae, "k": k, **_params(param or [])})
-    stages = _fractions(checkpoint_at)
-    if dtype not in ("float16", "float32"):
-        raise UsageError(f"--dtype {dtype} is not a type of weights", "use float16 or float32")
-    if (out / "sae.json").exists():
-        raise UsageError(f"{out} already holds a finished SAE", "choose another --out")
-    with interrupts.polite():
-        model = open_lm(lm or embedded.NAME, pick_device(device))
-        place = parse_hook(hook or "blocks.7.hook_resid_post")
-        data = harvested(model, place, open_corpus(*([text] if text else [])), tokens, Store.default(), seed)
-        config = FitConfig(steps or 2 * data.n // batch, batch, lr, seed=seed, checkpoint_at=stages, dtype=dtype)
-        progress.note("training set", kept_tokens=data.n, dropped=round(data.dropped, 4), steps=config.steps)
-        fitted = fit(built, data, config, out, {"lm": model.name, "revision": model.revision, "hook": str(place)})
-    print(f"wrote {out}: {method}, {d_sae} latents" + "".join(f", {n} {fitted.log[n]}" for n in ("ev", "l0", "dead") if n in fitted.log))
-    print(f"evaluate it with: python -m bench run --sae {out}")
-
-
-train.__doc__ = HELP
+    lm, hook, text, device = site
+    model, place = open_lm(lm or embedded.NAME, pick_device(device)), parse_hook(hook or DEFAULT_HOOK)
+    data = harvested(model, place, open_corpus(text or DEFAULT_TEXT), tokens, Store.default(), recipe["seed"])
+    config = FitConfig(**{**recipe, "steps": recipe["steps"] or 2 * data.n // recipe["batch"]})
+    progress.note("training set", kept_tokens=data.n, dropped=round(data.dropped, 4), steps=config.steps)
+    return fit(method, data, config, out, {"lm": model.name, "revision": model.revision, "hook": str(place)}).log
 
 
 def _method(name: str, params: dict[str, Any]) -> Any:
