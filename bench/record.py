@@ -1,8 +1,8 @@
 """One measurement, one immutable file: `<records>/<task>@<version>/<subject>-<key12>.json` and its unit table.
 
 The key hashes what was measured (weights, site, task, version, parameters, data, seed); the checksum hashes the
-whole record. The unit table is a Parquet file beside it, written first, whose SHA-256 the record holds. Files are written to a temporary name,
-synced and renamed, so a reader sees a whole record or none.
+whole record. The unit table is a Parquet file beside it, written first, whose SHA-256 the record holds. Files are
+written to a temporary name, synced and renamed, so a reader sees a whole record or none.
 """
 
 from __future__ import annotations

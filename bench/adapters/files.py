@@ -131,8 +131,7 @@ def read_npz(folder: Path, name: str) -> dict[str, Tensor]:
         with zipfile.ZipFile(path) as z:
             _check_zip(name, z, path.stat().st_size)
             for member in z.infolist():
-                with z.open(member) as f:
-                    _check_npy(member.filename, f, member.file_size)
+                _check_npy(z, member)
         with np.load(path, allow_pickle=False) as z:
             return {k: torch.from_numpy(np.ascontiguousarray(z[k])) for k in z.files}
 
@@ -174,6 +173,8 @@ def only(tensors: Mapping[str, object], *known: str) -> None:
 
 def peek_keys(path: Path) -> frozenset[str]:
     """Tensor names of a safetensors or npz file, or all strings of a pt file's pickle; empty if unreadable. Never raises."""
+    if not os.path.isfile(path):  # opening a pipe would wait for ever
+        return frozenset()
     try:
         if path.suffix == ".safetensors":
             with path.open("rb") as f:

@@ -51,7 +51,7 @@ def recognise(path: Path) -> str | None:
 
 
 def _by_tensors(path: Path) -> str | None:
-    if path.suffix not in (".safetensors", ".npz", ".pt", ".pth"):
+    if path.suffix not in (".safetensors", ".npz", ".pt", ".pth") or not os.path.isfile(path):
         return None
     keys = peek_keys(path)
     if any(re.fullmatch(r"W_(enc|dec)_\d+", k) for k in keys) or any(n == 3 for n in _ranks(path)):
