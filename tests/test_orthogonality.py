@@ -163,7 +163,13 @@ def test_invariances(seed: int, m: int, block: int) -> None:
 
 @pytest.mark.parametrize(
     "w",
-    [torch.eye(4), torch.tensor([[1.0, 0.0], [-2.0, 0.0]]), torch.ones(1, 3), torch.tensor([[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0]]), torch.zeros(3, 2)],
+    [
+        torch.eye(4),
+        torch.tensor([[1.0, 0.0], [-2.0, 0.0]]),
+        torch.ones(1, 3),
+        torch.tensor([[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0]]),
+        torch.zeros(3, 2),
+    ],
     ids=["orthogonal", "opposite", "one row", "a zero row", "zeros"],
 )
 def test_nothing_to_push_apart(w: Tensor) -> None:

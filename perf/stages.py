@@ -1,0 +1,50 @@
+"""Seconds and peak memory of each task of a suite, cold and warm, for dictionaries of several sizes.
+
+    python perf/stages.py --suite standard --sae demo:ortsae --sae PATH_OF_A_16384_SAE
+
+Cold: an empty store (packages and the converted model stay). Warm: activations stored, new records folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from bench.store import cache_root
+
+
+def run(sae: str, suite: str, cache: Path) -> tuple[list[dict], float]:
+    with tempfile.TemporaryDirectory() as records:
+        argv = [sys.executable, "-m", "bench", "run", "--sae", sae, "--suite", suite, "--records", records, "--json"]
+        start = time.perf_counter()
+        done = subprocess.run(argv, capture_output=True, text=True, check=True, env={**os.environ, "ORTSAE_CACHE": str(cache)})
+        return json.loads(done.stdout), time.perf_counter() - start
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument("--suite", default="standard")
+    p.add_argument("--sae", action="append", required=True)
+    p.add_argument("--warm-only", action="store_true")
+    a = p.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        cold = Path(scratch)
+        for part in ("sources", "models"):
+            (cold / part).symlink_to(cache_root() / part)
+        for sae in a.sae:
+            for state, cache in (("warm", cache_root()),) if a.warm_only else (("cold", cold), ("warm", cold)):
+                records, wall = run(sae, a.suite, cache)
+                for r in records:
+                    facts = {"sae": r["subject"]["name"], "d_sae": r["subject"]["d_sae"], "state": state, "task": r["task"]["name"]}
+                    print(json.dumps({**facts, "seconds": r["provenance"]["seconds"], "peak_mib": r["provenance"]["peak_memory_mib"]}))
+                print(json.dumps({"sae": sae, "suite": a.suite, "state": state, "wall_seconds": round(wall, 1)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
