@@ -31,7 +31,7 @@ Outcome = Literal["ok", "not_applicable"]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")  # so that NaN is refused, not null
 
 
 class SubjectFacts(_Strict):
@@ -182,7 +182,8 @@ def read_record(path: Path) -> Record:
         record = Record.model_validate(raw)
         whole = record.checksum == _checksum(raw)
     except (OSError, ValueError, ValidationError, RecursionError) as e:
-        raise VerificationError(f"{path} is not a record: {str(e).splitlines()[0]}", remedy) from e
+        reason = f"{e.errors()[0]['loc']} {e.errors()[0]['msg']}" if isinstance(e, ValidationError) else str(e).splitlines()[0]
+        raise VerificationError(f"{path} is not a record: {reason}", remedy) from e
     if record.key != record_key(record.subject, record.task, record.data, record.seed):
         raise VerificationError(f"{path}: its key does not follow from its contents", remedy)
     if not whole:

@@ -81,16 +81,16 @@ class Store:
     """
 
     root: Path
-    max_bytes: int = 60 * 2**30
+    max_bytes: int = 20 * 2**30
 
     @classmethod
     def default(cls) -> Store:
-        """The user's store: `cache_root()`, bounded by `$ORTSAE_CACHE_GB` (60)."""
-        text = os.environ.get("ORTSAE_CACHE_GB", "60")
+        """The user's store: `cache_root()`, bounded by `$ORTSAE_CACHE_GB` (20)."""
+        text = os.environ.get("ORTSAE_CACHE_GB", "20")
         try:
             limit = float(text)
         except ValueError:
-            raise UsageError(f"ORTSAE_CACHE_GB is {text!r}, not a number", "set it to gigabytes, such as 60") from None
+            raise UsageError(f"ORTSAE_CACHE_GB is {text!r}, not a number", "set it to gigabytes, such as 20") from None
         return cls(cache_root(), int(limit * 2**30))
 
     def get(self, kind: str, parts: Mapping[str, object], compute: Callable[[], Arrays]) -> Arrays:

@@ -6,10 +6,8 @@ import errno
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,21 +24,59 @@ from bench.types import Metric, NotApplicable, Result
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# A process that writes records of its own and one that all share, and says which are done.
-WRITER = """
-import sys
+# Forks writers: each writes records of its own and one that all share. The killed ones say what they had finished.
+HELPER = """
+import os, random, signal, sys, time
 from pathlib import Path
+import pyarrow.parquet
 from bench.record import Records
 from tests.test_record import record, units
-folder, name, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-import pyarrow.parquet
-print("ready", flush=True)
-sys.stdin.readline()
-for i in range(count):
-    for subject, seed in ((name, i), ("shared", 0)):
-        Records(folder).write(record(subject, seed=seed, value=int(name) + 1), units(int(name)))
-    print(i, flush=True)
+
+folder = Path(sys.argv[1])
+
+def started(name, count):
+    out, into = os.pipe()
+    if (pid := os.fork()) == 0:
+        try:
+            for i in range(count):
+                for subject, seed in ((name, i), ("shared", 0)):
+                    Records(folder).write(record(subject, seed=seed, value=int(name) + 1), units(int(name)))
+                os.write(into, f"{i}\\n".encode())
+        except BaseException as e:
+            os.write(into, repr(e).encode())
+            os._exit(1)
+        os._exit(0)
+    os.close(into)
+    return pid, os.fdopen(out)
+
+def killed(pid, out, rng, lines):
+    seen = [out.readline() for _ in range(rng.randrange(lines))]
+    time.sleep(rng.random() * 0.01)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return "".join(seen) + out.read()
 """
+KILLS = (
+    HELPER
+    + """
+rng = random.Random(1)
+for case in range(40):
+    print(case, *killed(*started(str(case), 10_000), rng, 3).split(), flush=True)
+    good, bad = Records(folder).scan()
+    assert not [line for line in bad if "shared" not in line], (case, bad)
+"""
+)
+WRITERS = (
+    HELPER
+    + """
+rng = random.Random(0)
+all = [started(str(i), 5) for i in range(8)]
+for pid, out in all[:2]:
+    killed(pid, out, rng, 4)
+for pid, out in all[2:]:
+    assert os.waitpid(pid, 0)[1] == 0, out.read()
+"""
+)
 
 
 @dataclass(frozen=True)
@@ -217,7 +253,19 @@ def test_extra_fields_are_refused(tmp_path: Path) -> None:
         Record(**{**record().model_dump(), "note": "hello"})
 
 
-JUNK = ["", "null", "[]", "{}", "1e400", '"x"', "{" * 100_000, "[" * 100_000, "\x00" * 50, '{"schema_version": true}', '{"schema_version": "9"}']
+JUNK = [
+    "",
+    "null",
+    "[]",
+    "{}",
+    "1e400",
+    '"x"',
+    "{" * 100_000,
+    "[" * 100_000,
+    "\x00" * 50,
+    '{"schema_version": true}',
+    '{"schema_version": "9"}',
+]
 
 
 @pytest.mark.parametrize("content", JUNK, ids=range(len(JUNK)))
@@ -232,7 +280,20 @@ def test_junk_is_one_typed_error(tmp_path: Path, content: str) -> None:
     assert len(Records(tmp_path).scan()[1]) == 1
 
 
-HOSTILE = ["../../x", "/etc/passwd", "<script>alert(1)</script>", "", ".", "..", ".hidden", "a" * 5000, "a/b\\c", "é\n\x00\u202e", "=1+1", "con "]
+HOSTILE = [
+    "../../x",
+    "/etc/passwd",
+    "<script>alert(1)</script>",
+    "",
+    ".",
+    "..",
+    ".hidden",
+    "a" * 5000,
+    "a/b\\c",
+    "é\n\x00\u202e",
+    "=1+1",
+    "con ",
+]
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
@@ -247,14 +308,14 @@ def test_hostile_names_stay_in_the_folder(tmp_path: Path, name: str) -> None:
 
 @given(st.text(max_size=200), st.text(max_size=60))
 def test_any_name_gives_a_plain_file_name(name: str, task: str) -> None:
-    path = Records(Path("r"))._path(subject(name), TaskFacts(name=task, version=1, params={}), "0" * 64)
+    path = Records(Path("r")).path(subject(name), TaskFacts(name=task, version=1, params={}), "0" * 64)
     assert path.parent.parent == Path("r") and len(path.parts) == 3
     assert len(path.name) < 120 and path.name.isascii() and not path.name.startswith(".")
 
 
 def test_a_unit_file_elsewhere_is_never_read(tmp_path: Path) -> None:
     """A record that names another folder's table is checked and read by the file name alone."""
-    path, kept = written(tmp_path)
+    _, kept = written(tmp_path)
     assert kept.units is not None
     away = kept.model_copy(update={"units": kept.units.model_copy(update={"file": f"../../{kept.units.file}"})})
     (tmp_path.parent / kept.units.file).write_bytes(b"not a table")
@@ -301,62 +362,32 @@ def test_the_kth_system_call_fails(tmp_path: Path, owner: Any, name: str, number
         raise AssertionError("the faults never ended")
 
 
-def writer(folder: Path, name: int, count: int) -> subprocess.Popen[str]:
+def helped(code: str, folder: Path) -> str:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", WRITER, str(folder), str(name), str(count)]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdin=pipe, stdout=pipe, stderr=pipe)
-
-
-def go(p: subprocess.Popen[str]) -> None:
-    assert p.stdin is not None and p.stdout is not None
-    assert p.stdout.readline() == "ready\n"
-    p.stdin.write("go\n")
-    p.stdin.flush()
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_eight_writers_some_killed(tmp_path: Path) -> None:
     """8 writers × 5 records of their own and one they share, two killed at a random point: nothing lost, nothing torn."""
-    rng = random.Random(0)
-    writers = [writer(tmp_path, i, 5) for i in range(8)]
-    for p in writers:
-        go(p)
-    for p in writers[:2]:
-        for _ in range(rng.randrange(1, 4)):
-            assert p.stdout is not None
-            p.stdout.readline()
-        p.send_signal(signal.SIGKILL)
-    for p in writers:
-        _, err = p.communicate(timeout=120)
-        assert p.returncode in ((0, -signal.SIGKILL) if p in writers[:2] else (0,)), err
+    helped(WRITERS, tmp_path)
     good, bad = Records(tmp_path).scan()
-    assert [line for line in bad if "shared" not in line] == []
+    assert bad == []
     names = {(r.subject.name, r.seed) for r in good}
     assert {(str(i), s) for i in range(2, 8) for s in range(5)} <= names
-    if not bad:  # a kill between the two files of a rewritten record may leave it refused, never half believed
-        (shared,) = (r for r in good if r.subject.name == "shared")
-        rows = list(unit_table(Records(tmp_path), shared))
-        assert rows[0]["document"] == shared.metrics["ev"].value - 1
+    (shared,) = (r for r in good if r.subject.name == "shared")
+    rows = list(unit_table(Records(tmp_path), shared))
+    assert rows[0]["document"] == shared.metrics["ev"].value - 1  # both files of one writer
 
 
 def test_kill_at_random_points_leaves_whole_records(tmp_path: Path) -> None:
-    """20 kills: what was reported done is there and whole, nothing is torn."""
-    rng = random.Random(1)
-    done: set[tuple[str, int]] = set()
-    for batch in range(5):
-        writers = [writer(tmp_path, 4 * batch + i, 10_000) for i in range(4)]
-        for p in writers:
-            go(p)
-            assert p.stdout is not None
-            seen = [p.stdout.readline() for _ in range(rng.randrange(1, 4))]
-            time.sleep(rng.random() * 0.02)
-            p.send_signal(signal.SIGKILL)
-            out, _ = p.communicate()
-            assert p.returncode == -signal.SIGKILL
-            name = p.args[4]  # pyright: ignore
-            done |= {(name, int(line)) for line in [*seen, *out.splitlines()] if line.strip().isdigit()}
-        good, bad = Records(tmp_path).scan()
-        assert [line for line in bad if "shared" not in line] == []
-        assert done <= {(r.subject.name, r.seed) for r in good}
-    Records(tmp_path).write(record("shared"), units())
+    """40 kills: what was reported done is there and whole, nothing is torn."""
+    lines = [line.split() for line in helped(KILLS, tmp_path).splitlines()]
+    assert len(lines) == 40 and sum(len(line) > 1 for line in lines) > 10
+    have = {(r.subject.name, r.seed) for r in Records(tmp_path).scan()[0]}
+    assert {(line[0], int(i)) for line in lines for i in line[1:]} <= have
+    Records(tmp_path).write(record("shared"), units())  # a kill between its two files had it refused, not believed
     assert Records(tmp_path).scan()[1] == []

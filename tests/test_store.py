@@ -6,10 +6,8 @@ import errno
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,6 +41,32 @@ for k in keys:
     print(k, flush=True)
 """
 
+# Forks a process that fills a store, kills it at a random point, and does so again, 40 times.
+KILLS = """
+import os, random, signal, sys, time
+from pathlib import Path
+import numpy as np
+from bench.store import Store
+store, rng = Store(Path(sys.argv[1])), random.Random(0)
+next_key = 0
+for case in range(40):
+    out, into = os.pipe()
+    if (pid := os.fork()) == 0:
+        for k in range(next_key, next_key + 10_000):
+            store.get("work", {"k": k}, lambda: {"x": np.full(2000, k, np.float32), "y": np.arange(k + 1)})
+            os.write(into, f"{k}\\n".encode())
+    os.close(into)
+    lines = os.fdopen(out)
+    seen = [lines.readline() for _ in range(rng.randrange(4))]
+    time.sleep(rng.random() * 0.01)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    seen += lines.read().split()
+    print(case, *(k.strip() for k in seen), flush=True)
+    assert store.verify() == [], case
+    next_key = max([int(k) + 1 for k in seen if k.strip()], default=next_key)
+"""
+
 
 def arrays() -> Arrays:
     return {"x": np.arange(24, dtype=np.float32).reshape(4, 6), "mask": np.array([True, False])}
@@ -66,9 +90,7 @@ def writer(root: Path, keys: list[int], bound: int = 2**30) -> subprocess.Popen[
     root.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-c", WRITER, str(root), "w", ",".join(map(str, keys)), str(bound)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    return subprocess.Popen(command, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def start(p: subprocess.Popen[str]) -> None:
@@ -186,31 +208,20 @@ def test_damaged_entries_are_listed_and_cleared(tmp_path: Path) -> None:
 
 
 def test_kill_at_random_points_leaves_whole_entries(tmp_path: Path) -> None:
-    """20 kills: every entry is whole, what was reported done is there, and the work goes on where it was."""
-    rng = random.Random(0)
-    keys = list(range(400))
-    left = keys
-    kills = 0
-    while kills < 20:
-        p = writer(tmp_path, left)
-        assert p.stdout is not None and p.stdout.readline() == "ready\n"
-        start(p)
-        for _ in range(rng.randrange(4)):
-            p.stdout.readline()
-        time.sleep(rng.random() * 0.01)
-        p.send_signal(signal.SIGKILL)
-        out, _ = p.communicate()
-        assert p.returncode == -signal.SIGKILL
-        kills += 1
-        s = Store(tmp_path)
-        assert s.verify() == []
-        have = {int(str(e.parts["k"])) for e in s.entries()}
-        assert {int(line) for line in out.splitlines() if line.isdigit()} <= have
-        left = [k for k in keys if k not in have]
-    p = writer(tmp_path, keys)
-    start(p)
-    assert ended(p) == keys
-    assert Store(tmp_path).verify() == [] and len(list(Store(tmp_path).entries())) == len(keys)
+    """40 kills: every entry is whole, what was reported done is there, and the work goes on where it was."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", KILLS, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    reported = [int(k) for line in done.stdout.splitlines() for k in line.split()[1:]]
+    assert len(done.stdout.splitlines()) == 40 and len(reported) > 20
+    s = Store(tmp_path)
+    assert s.verify() == []
+    have = {int(str(e.parts["k"])) for e in s.entries()}
+    assert set(reported) <= have
+    for k in have:
+        assert (s.get("work", {"k": k}, never)["x"] == k).all()
+    assert (s.get("work", {"k": max(have) + 1}, arrays)["x"] == arrays()["x"]).all()
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["same keys", "different keys"])

@@ -142,6 +142,14 @@ def agree(config: Mapping[str, Any], key: str, actual: int) -> None:
         raise CheckpointError(f"the config says {key} = {said}, the tensors say {actual}", DAMAGED)
 
 
+def switch(config: Mapping[str, Any], key: str, default: bool = False) -> bool:
+    """A config's yes or no; any other value is refused, because a wrong guess would change every number."""
+    value = config.get(key, default)
+    if not isinstance(value, bool):
+        raise CheckpointError(f"the config's {key} is {value!r}, neither true nor false", DAMAGED)
+    return value
+
+
 def word(value: object) -> str:
     """A config's string, or "" for anything else."""
     return value if isinstance(value, str) else ""

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from bench.adapters import Given
-from bench.adapters.build import batch_threshold, input_scale, name_of, norms_folded, precision, scale_folded, topk, word
+from bench.adapters.build import batch_threshold, input_scale, name_of, norms_folded, precision, scale_folded, switch, topk, word
 from bench.adapters.files import folder_of, peek_json, read_json, read_safetensors, take
 from bench.adapters.sae_lens_parts import CONFIG, WEIGHTS, base, generation, plain, refuse_other_output
 from bench.errors import CheckpointError
@@ -54,7 +54,7 @@ def load(path: Path, given: Given) -> Loaded:
 
 def _build(architecture: str, cfg: dict[str, Any], tensors: Mapping[str, Tensor], given: Given, s: float) -> DenseSAE:
     """The SAE of raw x. The factor s comes before decoder norms are folded, so that codes are in units of raw x."""
-    rescale = bool(cfg.get("rescale_acts_by_decoder_norm"))  # versions without the key never did
+    rescale = switch(cfg, "rescale_acts_by_decoder_norm")  # versions without the key never did
     if architecture == "standard" and cfg.get("activation_fn", "relu") not in ("relu", None):
         raise CheckpointError(f"activation_fn {cfg['activation_fn']!r} contradicts architecture standard", "save it again")
     if (sae := plain(architecture, tensors, cfg)) is not None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.adapters.build import agree, gated, word
+from bench.adapters.build import agree, gated, switch, word
 from bench.adapters.files import folder_of, only, peek_json, take
 from bench.errors import CheckpointError
 from bench.sae.activations import Activation, JumpReLU, ReLU
@@ -74,5 +74,5 @@ def _matrices(tensors: Mapping[str, Tensor], cfg: Mapping[str, Any], d_sae: int)
     d_in = len(b_dec)
     agree(cfg, "d_in", d_in)
     agree(cfg, "d_sae", d_sae)
-    b_pre = b_dec if cfg.get("apply_b_dec_to_input", True) else torch.zeros_like(b_dec)
+    b_pre = b_dec if switch(cfg, "apply_b_dec_to_input", True) else torch.zeros_like(b_dec)
     return take(tensors, "W_enc", (d_in, d_sae)), take(tensors, "W_dec", (d_sae, d_in)), b_dec, b_pre

@@ -39,4 +39,20 @@ def hub_corpus(reference: str, split_version: str) -> Corpus:
         except (OSError, ValueError, KeyError, ConnectionError) as e:
             raise UnavailableError(f"hf:{name} cannot be read: {e}", "check name, revision, split, column and network") from e
 
-    return Corpus(f"hf:{reference}", f"hf:{name}@{revision or 'main'}#{config}/{split}/{column}/split{split_version}", read)
+    pinned = _commit(name, revision)
+    return Corpus(f"hf:{reference}", f"hf:{name}@{pinned}#{config}/{split}/{column}/split{split_version}", read)
+
+
+def _commit(name: str, revision: str) -> str:
+    """The commit a revision stands for; branches move, so a name alone would not identify the data."""
+    if len(revision) == 40:
+        return revision
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return str(HfApi().dataset_info(name, revision=revision or None).sha)
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as e:
+        raise UnavailableError(
+            f"hf:{name} cannot be reached: {str(e).splitlines()[0]}", "check the name and the network, or pin @COMMIT"
+        ) from e

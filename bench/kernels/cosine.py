@@ -7,6 +7,7 @@ import heapq
 import numpy as np
 import scipy.sparse as sp
 import torch
+from jaxtyping import Float, Integer
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
@@ -15,13 +16,13 @@ from bench.kernels.orthogonality import nearest
 _SAMPLE_ROWS = 2048
 
 
-def unit(w: Tensor) -> Tensor:
+def unit(w: Float[Tensor, "m d"]) -> Float[Tensor, "m d"]:
     """Rows scaled to norm 1; zero rows stay zero."""
     n = w.norm(dim=1, keepdim=True)
     return w / torch.where(n == 0, 1.0, n)
 
 
-def nearest_cosine(w: Tensor, block: int = 1024) -> Tensor:
+def nearest_cosine(w: Float[Tensor, "m d"], block: int = 1024) -> Float[Tensor, " m"]:
     """Cosine similarity of each row to the most similar *other* row.
 
     Args:
@@ -38,7 +39,7 @@ def nearest_cosine(w: Tensor, block: int = 1024) -> Tensor:
     return nearest(unit(w), block)[0].clamp(-1, 1)
 
 
-def nearest_in(a: Tensor, b: Tensor, block: int = 1024) -> Tensor:
+def nearest_in(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"], block: int = 1024) -> Float[Tensor, " n"]:
     """[rows of a] largest cosine of each row of `a` to any row of `b`."""
     other = unit(b).T
     return torch.cat([(part @ other).max(dim=1).values for part in unit(a).split(block)]).clamp(-1, 1)
@@ -56,7 +57,7 @@ def random_level(m: int, d: int, seed: int = 0) -> float:
     return float(torch.maximum(nearest(some)[0], nearest_in(some, rest)).mean())
 
 
-def pairs_above(w: Tensor, tau: float, most: int, block: int = 1024) -> sp.csr_matrix | None:
+def pairs_above(w: Float[Tensor, "m d"], tau: float, most: int, block: int = 1024) -> sp.csr_matrix | None:
     """Symmetric graph of the pairs of rows with cosine > τ ≥ 0, or None when there are more than `most` pairs."""
     v = unit(w)
     rows, cols, found = [], [], 0
@@ -73,7 +74,7 @@ def pairs_above(w: Tensor, tau: float, most: int, block: int = 1024) -> sp.csr_m
     return (half + half.T).tocsr()
 
 
-def greedy_cover(graph: sp.csr_matrix, priority: np.ndarray) -> int:
+def greedy_cover(graph: sp.csr_matrix, priority: Integer[np.ndarray, " m"]) -> int:
     """Number of latents needed so that every latent is one of them or adjacent to one, chosen greedily.
 
     Repeatedly takes the latent that covers most uncovered ones, itself included.
@@ -108,7 +109,7 @@ def components(graph: sp.csr_matrix) -> int:
     return int(connected_components(graph, directed=False)[0])
 
 
-def spectrum(w: Tensor) -> dict[str, float]:
+def spectrum(w: Float[Tensor, "m d"]) -> dict[str, float]:
     """Effective rank exp(entropy) and participation ratio of the Gram matrix's eigenvalues, through d × d.
 
     Example:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 _DELTA = 1e-8
@@ -13,7 +14,9 @@ def chunks_of(m: int, chunk_size: int, generator: torch.Generator) -> tuple[Tens
     return torch.tensor_split(torch.randperm(m, generator=generator), -(-m // chunk_size))
 
 
-def orthogonality(w: Tensor, chunks: tuple[Tensor, ...], block: int = 1024) -> tuple[Tensor, Tensor]:
+def orthogonality(
+    w: Float[Tensor, "m d"], chunks: tuple[Int64[Tensor, " _"], ...], block: int = 1024
+) -> tuple[Float[Tensor, ""], Float[Tensor, "m d"]]:
     """Mean over chunks of the mean squared largest cosine to another row of the chunk, and its gradient.
 
     L = (1/K) Σ_k (1/|C_k|) Σ_{i ∈ C_k} max(0, max_{j ∈ C_k, j ≠ i} cos(w_i, w_j))²   (arXiv 2509.22033, Eq. 3–5).
@@ -44,7 +47,7 @@ def orthogonality(w: Tensor, chunks: tuple[Tensor, ...], block: int = 1024) -> t
     return total, gradient
 
 
-def nearest(v: Tensor, block: int = 1024) -> tuple[Tensor, Tensor]:
+def nearest(v: Float[Tensor, "n d"], block: int = 1024) -> tuple[Float[Tensor, " n"], Int64[Tensor, " n"]]:
     """For each unit row the largest inner product with another row, and which row that is.
 
     Args:

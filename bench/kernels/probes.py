@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Float, Integer
 from scipy.special import expit
 from scipy.stats import rankdata
 
@@ -10,7 +11,7 @@ _STEPS = 100
 _TOLERANCE = 1e-8
 
 
-def rank_by_difference(means: np.ndarray) -> np.ndarray:
+def rank_by_difference(means: Float[np.ndarray, "2 m"]) -> Integer[np.ndarray, " m"]:
     """Latents from most to least separating: by |mean on positives − mean on negatives|, ties by index.
 
     Args:
@@ -19,7 +20,9 @@ def rank_by_difference(means: np.ndarray) -> np.ndarray:
     return np.argsort(-np.abs(means[1] - means[0]), kind="stable")
 
 
-def standardised(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def standardised(
+    train: Float[np.ndarray, "n p"], test: Float[np.ndarray, "q p"]
+) -> tuple[Float[np.ndarray, "n p"], Float[np.ndarray, "q p"]]:
     """Both sets with the training set's mean removed and its standard deviation set to 1; constant columns become 0."""
     mean, deviation = train.mean(0), train.std(0)
     safe = np.where(deviation > 1e-12 * np.maximum(1, np.abs(mean)), deviation, np.inf)  # the mean of equal numbers is rounded
@@ -80,7 +83,7 @@ def _descend(
     return w - size[:, None] * step
 
 
-def scores(y: np.ndarray, margin: np.ndarray) -> dict[str, float]:
+def scores(y: Integer[np.ndarray, " n"], margin: Float[np.ndarray, " n"]) -> dict[str, float]:
     """Accuracy, F1 of the positive class and AUC of a decision value.
 
     Args:

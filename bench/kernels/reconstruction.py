@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int64, Integer
 from torch import Tensor
 
 Sums = dict[str, np.ndarray]
 
 
-def document_sums(x: np.ndarray, xhat: np.ndarray, document: np.ndarray, mean: np.ndarray) -> Sums:
+def document_sums(
+    x: Float[np.ndarray, "n d"], xhat: Float[np.ndarray, "n d"], document: Integer[np.ndarray, " n"], mean: Float[np.ndarray, " d"]
+) -> Sums:
     """Per document: tokens, squared error, centred sum of squares, and three shape sums.
 
     With `error` = Σ‖x − x̂‖² and `total` = Σ‖x − μ‖² summed over all documents, FVU = error / total (one global
@@ -42,7 +45,7 @@ def document_sums(x: np.ndarray, xhat: np.ndarray, document: np.ndarray, mean: n
     return out
 
 
-def token_losses(clean: Tensor, new: Tensor, target: Tensor) -> dict[str, Tensor]:
+def token_losses(clean: Float[Tensor, "n v"], new: Float[Tensor, "n v"], target: Int64[Tensor, " n"]) -> dict[str, Tensor]:
     """Cross-entropy of the next token, and both KL divergences to the clean prediction, in nats.
 
     Args:

@@ -6,13 +6,14 @@ from collections.abc import Iterable
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 _SPARE = 4  # candidates kept per entry wanted while the threshold is still unknown
 _SAMPLE = 61  # every 61st number is looked at for a first guess; prime, so that no column pattern is followed
 
 
-def largest(pre: Tensor, count: int) -> Tensor:
+def largest(pre: Float[Tensor, "b m"], count: int) -> Int64[Tensor, " _"]:
     """Flat indices, ascending, of the `count` largest positive entries of a matrix.
 
     A threshold guessed from a sample keeps about 1.5 × `count` candidates; the exact choice is made among them,

@@ -59,7 +59,7 @@ class Canonical:
             return self.inner.sha256
         probe = np.random.default_rng(0).standard_normal((_PROBE_ROWS, self.d_in)).astype(np.float32)
         with torch.no_grad():
-            codes = self.inner.encode(torch.from_numpy(probe))
+            codes = self.inner.encode(_like(probe, self.inner.W_dec))
             answers = (_numpy(codes), _numpy(self.inner.decode(codes)))
         return hashlib.sha256(array_sha256(_numpy(self.inner.W_dec), *answers).encode()).hexdigest()
 
@@ -79,12 +79,17 @@ class Canonical:
         out = np.empty((codes.n, self.d_in), dtype=np.float32)
         with torch.no_grad():
             for at, block in raw.dense_blocks(512):
-                out[at] = _numpy(self.inner.decode(torch.from_numpy(block)))
+                out[at] = _numpy(self.inner.decode(_like(block, self.inner.W_dec)))
         return out
 
     @torch.no_grad()
     def _encode_block(self, x: np.ndarray) -> Codes:
-        return Codes.from_dense(_numpy(self.inner.encode(torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)))))
+        return Codes.from_dense(_numpy(self.inner.encode(_like(x, self.inner.W_dec))))
+
+
+def _like(x: np.ndarray, weights: torch.Tensor) -> torch.Tensor:
+    """The array as a tensor on the device and in the type of the SAE's weights."""
+    return torch.tensor(x, dtype=weights.dtype, device=weights.device)
 
 
 def _numpy(t: object) -> np.ndarray:
