@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bench.adapters import Given
-from bench.adapters.build import name_of, precision, topk, word
+from bench.adapters.build import name_of, topk, word
 from bench.adapters.files import folder_of, only, read_json, read_safetensors, take
 from bench.errors import CheckpointError
 from bench.sae.checkpoint import FACTS, WEIGHTS, Loaded, activation
@@ -47,10 +47,15 @@ def load(path: Path, given: Given) -> Loaded:
     return Loaded(
         sae,
         FORMAT,
-        word(facts.get("method")) or sae.act.name,
+        _method(facts) or sae.act.name,
         word(facts.get("name")) or name_of(folder),
         word(facts.get("lm")),
         word(facts.get("hook")),
-        oddities=precision(tensors["W_dec"]),
         facts={k: v for k, v in facts.items() if k not in ("format", "format_version", "activation", "name", "method", "lm", "hook")},
     )
+
+
+def _method(facts: dict[str, object]) -> str:
+    """Name of the training method: a word, or the name inside its description."""
+    method = facts.get("method")
+    return word(method.get("method") if isinstance(method, dict) else method)

@@ -55,18 +55,28 @@ def save(sae: DenseSAE, folder: Path, facts: Mapping[str, Any], dtype: torch.dty
         folder: Made if missing.
         facts: `name`, `method`, `lm`, `revision`, `hook`, and a `training` mapping.
         dtype: Type of the weight matrices on disk.
+
+    Raises:
+        CheckpointError: A weight is not finite in `dtype`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {n: getattr(sae, n).detach().cpu().to(dtype).contiguous() for n in ("W_enc", "W_dec")}
+    tensors = {n: getattr(sae, n).detach().cpu().to(dtype).clone(memory_format=torch.contiguous_format) for n in ("W_enc", "W_dec")}
     tensors |= {n: getattr(sae, n).detach().cpu().float().clone() for n in ("b_enc", "b_dec", "b_pre")}
     act: dict[str, Any] = {"name": sae.act.name}
     if isinstance(sae.act, JumpReLU):
         tensors["threshold"] = sae.act.threshold.detach().cpu().float().expand(sae.d_sae).clone()
     if isinstance(sae.act, TopK):
         act["k"] = sae.act.k
-    save_file(tensors, folder / WEIGHTS)
-    text = json.dumps({"format": "ortsae-bench", "format_version": FORMAT, "activation": act, **facts}, indent=1, sort_keys=True)
-    (folder / FACTS).write_text(text + "\n")
+    for name, t in tensors.items():
+        if not torch.isfinite(t).all():
+            raise CheckpointError(
+                f"{name} is not finite in {str(dtype).removeprefix('torch.')}", "save in float32, or look at the training log"
+            )
+    text = json.dumps({**facts, "format": "ortsae-bench", "format_version": FORMAT, "activation": act}, indent=1, sort_keys=True)
+    save_file(tensors, folder / f"{WEIGHTS}.tmp")
+    (folder / f"{FACTS}.tmp").write_text(text + "\n")
+    for name in (WEIGHTS, FACTS):  # the facts last: without them the folder is no checkpoint yet
+        (folder / f"{name}.tmp").replace(folder / name)
 
 
 def rounded(sae: DenseSAE, dtype: torch.dtype) -> DenseSAE:
@@ -83,7 +93,7 @@ def activation(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Activ
     name = facts.get("name")
     if name == "relu":
         return ReLU()
-    if name == "topk" and isinstance(facts.get("k"), int):
+    if name == "topk" and type(facts.get("k")) is int and facts["k"] > 0:
         return TopK(facts["k"])
     if name == "jumprelu" and "threshold" in tensors:
         return JumpReLU(tensors["threshold"])

@@ -1,0 +1,112 @@
+"""`check_sae`: every way to get the protocol wrong has its own clear message."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench.errors import CheckpointError
+from bench.sae.activations import JumpReLU, ReLU, TopK
+from bench.sae.dense import DenseSAE
+from bench.testing import check_sae
+from bench.types import SAE
+
+
+class Plain:
+    """A third party's SAE: nothing of ours."""
+
+    def __init__(self, d_in: int = 6, d_sae: int = 10) -> None:
+        g = torch.Generator().manual_seed(0)
+        self.d_in, self.d_sae = d_in, d_sae
+        self.W_dec = torch.randn(d_sae, d_in, generator=g)
+        self.W_enc = self.W_dec.T.clone()
+        self.b = torch.randn(d_in, generator=g)
+
+    def encode(self, x: Tensor) -> Tensor:
+        return torch.relu((x - self.b) @ self.W_enc)
+
+    def decode(self, f: Tensor) -> Tensor:
+        return f @ self.W_dec + self.b
+
+
+class BatchTopK(Plain):
+    def encode(self, x: Tensor) -> Tensor:
+        f = super().encode(x)
+        return torch.where(f >= f.flatten().topk(3 * len(x)).values[-1], f, 0)
+
+
+class Noisy(Plain):
+    def encode(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.dropout(super().encode(x), 0.5)
+
+
+class Wrong(Plain):
+    """One function replaced."""
+
+    def __init__(self, **replaced: Any) -> None:
+        super().__init__()
+        for name, value in replaced.items():
+            setattr(self, name, value)
+
+
+def without(name: str) -> object:
+    class Less:
+        pass
+
+    for n in ("d_in", "d_sae", "W_dec", "encode", "decode"):
+        if n != name:
+            setattr(Less, n, getattr(Plain(), n))
+    return Less()
+
+
+good = Plain()
+BROKEN = {
+    "W_dec transposed": (Wrong(W_dec=good.W_dec.T), r"W_dec has shape \(6, 10\), not \(d_sae, d_in\) = \(10, 6\)"),
+    "codes too narrow": (Wrong(encode=lambda x: good.encode(x)[:, :-1]), r"encode gave \(8, 9\), not \(8, 10\)"),
+    "codes of one row": (Wrong(encode=lambda x: good.encode(x)[0]), r"encode gave \(10,\), not \(8, 10\)"),
+    "codes are NaN": (Wrong(encode=lambda x: good.encode(x) * float("nan")), "encode gave NaN"),
+    "noise": (Noisy(), "two answers"),
+    "depends on the batch": (BatchTopK(), "depends on the rest of the batch"),
+    "reconstruction too wide": (Wrong(decode=lambda f: torch.cat([good.decode(f)] * 2, 1)), r"decode gave \(8, 12\), not \(8, 6\)"),
+    "reconstruction is infinite": (Wrong(decode=lambda f: good.decode(f) / 0), "decode gave NaN or infinity"),
+    "decoder is not linear": (Wrong(decode=lambda f: torch.tanh(good.decode(f))), "decode is not codes"),
+    "decoder uses other rows": (Wrong(W_dec=good.W_dec * 2), "decode is not codes"),
+    "rows in another order": (Wrong(W_dec=good.W_dec.flip(0)), "decode is not codes"),
+}
+
+
+@pytest.mark.parametrize("sae", [Plain(), Plain(1, 1), Plain(33, 7)], ids=["6 × 10", "1 × 1", "33 × 7"])
+def test_a_third_partys_object_passes(sae: Plain) -> None:
+    assert isinstance(sae, SAE)
+    check_sae(sae)
+    check_sae(sae, torch.randn(3, sae.d_in) * 100)
+
+
+@pytest.mark.parametrize("act", [ReLU(), TopK(3), JumpReLU(torch.full((10,), 0.2))], ids=lambda a: a.name)
+def test_ours_pass(act: Any) -> None:
+    check_sae(DenseSAE(good.W_enc, torch.zeros(10), good.W_dec, torch.zeros(6), good.b, act))
+
+
+@pytest.mark.parametrize("name", ["d_in", "d_sae", "W_dec", "encode", "decode"])
+def test_a_missing_member_is_named(name: str) -> None:
+    with pytest.raises(CheckpointError, match=f"no '{name}'") as e:
+        check_sae.__wrapped__(without(name)) if hasattr(check_sae, "__wrapped__") else check_sae(without(name))  # pyright: ignore
+    assert "bench.types.SAE" in e.value.remedy
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_each_mistake_has_its_own_message(how: str) -> None:
+    sae, message = BROKEN[how]
+    with pytest.raises(CheckpointError, match=message) as e:
+        check_sae(sae)
+    assert e.value.remedy and e.value.exit_code == 3 and "\n" not in str(e.value)
+
+
+def test_no_gradient_is_left_behind() -> None:
+    sae = Plain()
+    sae.W_dec.requires_grad_(True)
+    check_sae(sae)
+    assert sae.W_dec.grad is None and torch.is_grad_enabled()
