@@ -50,7 +50,7 @@ def test_case_and_white_space_do_not_move_a_long_text(text: str, seed: int) -> N
 
 @pytest.mark.xfail(reason="the length that decides is that of the text as it is spelt, not of the normalised text")
 def test_white_space_never_moves_a_text_across_the_shortest_length() -> None:
-    short = [t[: MIN_CHARS - 1].strip() for t in documents(40)]
+    short = [t[:200].strip() for t in documents(40)]
     padded = [t + " " * MIN_CHARS + "." for t in short]
     plain = [t + " ." for t in short]
     assert [normalise(a) for a in padded] == [normalise(b) for b in plain]
@@ -150,7 +150,7 @@ def test_files_that_are_not_there(reference: str) -> None:
         open_corpus(reference)
 
 
-@pytest.mark.parametrize("reference", ["", "x", "files:x", "http://x", "pypi", "/etc/hosts"])
+@pytest.mark.parametrize("reference", ["", "x", "files:x", "http://x", "/etc/hosts"])
 def test_unknown_sources(reference: str) -> None:
     with pytest.raises(UsageError) as e:
         open_corpus(reference)
