@@ -74,7 +74,7 @@ class Plain:
 
 
 class Module(nn.Module):
-    """Another third party's: parameters with gradients, in float64."""
+    """Another third party's: parameters with gradients, in float64, and inputs expected in the same type."""
 
     def __init__(self, inner: DenseSAE) -> None:
         super().__init__()
@@ -83,10 +83,11 @@ class Module(nn.Module):
         self.W_dec = nn.Parameter(inner.W_dec.double())
 
     def encode(self, x: Tensor) -> Tensor:
-        return self._inner.encode(x).double()
+        assert x.dtype == self.W_dec.dtype
+        return self._inner.encode(x.float()).double()
 
     def decode(self, f: Tensor) -> Tensor:
-        return f.double() @ self.W_dec + self._inner.b_dec
+        return f @ self.W_dec + self._inner.b_dec
 
 
 # activation functions
