@@ -68,7 +68,7 @@ def calibrated_threshold(blocks: Iterable[Tensor], k: float) -> float:
     for pre in blocks:
         rows += len(pre)
         flat = pre.reshape(-1)
-        kept.append(flat[flat > bound].cpu())
+        kept.append(flat[flat >= bound if bound > 0 else flat > 0].cpu())
         size += len(kept[-1])
         spare = _SPARE * (int(rows * k) + 1)
         if size > 2 * spare:

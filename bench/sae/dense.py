@@ -74,7 +74,7 @@ class DenseSAE:
     def encode_sparse(self, x: np.ndarray) -> Codes:
         """Codes of [n, d_in] activations, computed in blocks of tokens so that memory stays bounded."""
         block = max(16, _BLOCK_NUMBERS // self.d_sae)
-        parts = [self._block(torch.from_numpy(np.asarray(x[i : i + block], dtype=np.float32))) for i in range(0, len(x), block)]
+        parts = [self._block(torch.from_numpy(np.array(x[i : i + block], dtype=np.float32))) for i in range(0, len(x), block)]
         return Codes.concat(parts) if parts else Codes.from_dense(np.zeros((0, self.d_sae), dtype=np.float32))
 
     def _block(self, x: Tensor) -> Codes:
