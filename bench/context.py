@@ -17,7 +17,7 @@ from bench.lm.splice import Splicer
 from bench.rng import numpy_rng
 from bench.sae.canonical import Canonical
 from bench.sae.codes import Codes
-from bench.store import Store, digest
+from bench.store import Store
 
 ACTIVE_FIRINGS = 20  # a latent with fewer firings on the evaluation tokens does not count as alive
 
@@ -116,7 +116,7 @@ class Context:
             x: [n, d] activations.
             identity: What the activations are, beyond the site.
         """
-        parts = {**self.site, **identity, "sae": sae.sha256, "norms": digest([float(n) for n in sae.norms])}
+        parts = {**self.site, **identity, "sae": sae.sha256}
         found = self.store.get("codes", parts, lambda: sae.encode_sparse(x).arrays())
         return Codes(np.asarray(found["indptr"]), np.asarray(found["indices"]), np.asarray(found["values"]), sae.d_sae)
 

@@ -36,10 +36,26 @@ class Row:
         return self.cells[L0].value if L0 in self.cells else None
 
 
-def rows(records: Iterable[Record], tasks: Sequence[TaskFacts], columns: Sequence[str], published: bool = False) -> list[Row]:
-    """One row per SAE and site, from the records of exactly these tasks and parameters."""
+def rows(
+    records: Iterable[Record],
+    tasks: Sequence[TaskFacts],
+    columns: Sequence[str],
+    published: bool = False,
+    data: Mapping[str, Mapping[str, str]] | None = None,
+) -> list[Row]:
+    """One row per SAE and site, from the records of exactly these tasks and parameters.
+
+    Args:
+        records: Where to take them from.
+        tasks: Which tasks, with parameters.
+        columns: `task.metric` names.
+        published: Whether they come with the project.
+        data: Task name → identities of the data read; when given, records on other data stay out.
+    """
     wanted = {(t.name, t.version): t.params for t in tasks}
     mine = [r for r in records if wanted.get((r.task.name, r.task.version)) == r.task.params]
+    if data is not None:
+        mine = [r for r in mine if _read(r.data) == _read(data.get(r.task.name, {}))]
     groups: dict[tuple[str, str, str, str], list[Record]] = {}
     for r in mine:
         groups.setdefault((r.subject.sha256, r.subject.lm, r.subject.hook, r.subject.name), []).append(r)
@@ -103,6 +119,11 @@ def _row(group: Sequence[Record], columns: Sequence[str], published: bool) -> Ro
         else:
             notes[column] = "–"
     return Row(group[0].subject, cells, notes, published=published)
+
+
+def _read(data: Mapping[str, str]) -> dict[str, str]:
+    """What was measured on; another SAE that was compared with is no data in this sense."""
+    return {k: v for k, v in data.items() if k != "against"}
 
 
 def _site(row: Row) -> tuple[str, str, str, str]:

@@ -1,6 +1,6 @@
 """Largest difference between two folders of records, metric by metric.
 
-    python perf/compare_records.py ortsae-results /tmp/copy
+python perf/compare_records.py ortsae-results /tmp/copy
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ def main(a: str, b: str, name: str = "") -> None:
         gaps = {m: abs(v.value - two[task].metrics[m].value) for m, v in one[task].metrics.items()}
         top = max(gaps, key=lambda m: gaps[m])
         worst = max(worst, gaps[top])
-        print(f"{one[task].id}: {len(gaps)} metrics, largest difference {gaps[top]:.2e} ({top}); {one[task].subject.format} against {two[task].subject.format}")
+        print(
+            f"{one[task].id}: {len(gaps)} metrics, largest difference {gaps[top]:.2e} ({top}); "
+            f"{one[task].subject.format} against {two[task].subject.format}"
+        )
     print(f"largest difference over {len(one.keys() & two.keys())} records: {worst:.2e}")
 
 

@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 
 from bench import progress
 from bench.data import sources
-from bench.errors import UnavailableError
+from bench.errors import ResourceError, UnavailableError
 from bench.lm.hf import DTYPES, LanguageModel
 from bench.store import cache_root, file_sha256
 
@@ -68,7 +69,18 @@ def _converted() -> Path:
         if file_sha256(folder / "model.safetensors") == sha:
             return folder
         shutil.rmtree(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(str(folder) + ".lock"):
+            if not (folder / "done.json").exists():
+                _make(folder)
+    except OSError as e:
+        raise ResourceError(f"cannot write the model to {folder}: {e.strerror}", "free 1 GB, or set ORTSAE_CACHE to another disk") from e
+    return folder
+
+
+def _make(folder: Path) -> None:
+    """Fetch, verify and convert, then move into place."""
     work = folder.parent / f".tmp-{uuid.uuid4().hex}"
     work.mkdir()
     try:
@@ -81,11 +93,9 @@ def _converted() -> Path:
         _convert(gguf, work)
         gguf.unlink()
         (work / "done.json").write_text(json.dumps({"model.safetensors": file_sha256(work / "model.safetensors")}))
-        if not folder.exists():
-            work.rename(folder)
+        work.rename(folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return folder
 
 
 def _convert(gguf: Path, folder: Path) -> None:
@@ -98,7 +108,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     heads = {"attn_q": value("llama.attention.head_count"), "attn_k": value("llama.attention.head_count_kv")}
     state: dict[str, torch.Tensor] = {}
     for t in reader.tensors:
-        w = np.asarray(dequantize(t.data, t.tensor_type), dtype=np.float32)
+        w = np.array(dequantize(t.data, t.tensor_type), dtype=np.float32)
         if t.name in _OUTER:
             key = _OUTER[t.name]
         else:

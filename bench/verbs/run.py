@@ -117,7 +117,13 @@ def _finish(spec: RunSpec, outcomes: list[Outcome]) -> None:
     columns = [c for c in suite.columns if c.partition(".")[0] in {f.name for f in facts}]
     columns = columns or [f"{o.job.facts.name}.{o.job.task.headline[0]}" for o in outcomes[: len(facts)]]
     own = table.rows([o.record for o in outcomes if o.record], facts, columns)
-    published = table.rows([r for r in published_records().scan()[0] if r.seed == spec.seed], facts, columns, published=True)
+    published = table.rows(
+        [r for r in published_records().scan()[0] if r.seed == spec.seed],
+        facts,
+        columns,
+        True,
+        {o.job.facts.name: o.job.data for o in outcomes},
+    )
     shown = table.with_references(own, published)
     print("\n" + table.text(shown, columns, f"suite {suite.name}, {outcomes[0].job.subject.lm}, {outcomes[0].job.subject.hook}"))
     if any(r.published for r in shown):
