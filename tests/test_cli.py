@@ -98,7 +98,12 @@ class Forks:
 
 def environment(folder: Path) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("ORTSAE", "HF_"))}
-    own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ORTSAE_CACHE": str(folder / "cache"), "ORTSAE_RECORDS": str(folder / "records")}
+    own = {
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "ORTSAE_CACHE": str(folder / "cache"),
+        "ORTSAE_RECORDS": str(folder / "records"),
+    }
     return kept | own | {"HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
 
 
@@ -197,9 +202,7 @@ def test_more_tasks_measure_only_what_is_new(first: Done, forks: Forks, tmp_path
 
 def test_json_equals_python(first: Done, forks: Forks, here: Path) -> None:
     shown = json.loads(forks.run(*run_line("--json")).out)
-    found = bench.evaluate(
-        "tied", TASKS.split(","), text="file:text.txt", limit=600, records=str(here / "records-of-python"), device="cpu"
-    )
+    found = bench.evaluate("tied", TASKS.split(","), text="file:text.txt", limit=600, records=str(here / "records-of-python"), device="cpu")
     assert not found.errors and len(shown) == len(found.records) == 2
     for a, b in zip(shown, found.records, strict=True):
         b = b.model_dump(mode="json")
@@ -209,7 +212,9 @@ def test_json_equals_python(first: Done, forks: Forks, here: Path) -> None:
             assert m["value"] == pytest.approx(b["metrics"][name]["value"], rel=1e-5, abs=1e-7), name
             assert (m["n"], m["unit"], m["better"]) == tuple(b["metrics"][name][k] for k in ("n", "unit", "better"))
     frame = found.to_dataframe()
-    assert set(frame["metric"]) == {m for r in found.records for m in r.metrics} and len(frame) == sum(len(r.metrics) for r in found.records)
+    assert set(frame["metric"]) == {m for r in found.records for m in r.metrics} and len(frame) == sum(
+        len(r.metrics) for r in found.records
+    )
     copied = Records(found.save(here / "saved"))
     assert sorted(r.key for r in copied.scan()[0]) == sorted(r.key for r in found.records) and copied.scan()[1] == []
 

@@ -30,7 +30,11 @@ ROOT = Path(__file__).resolve().parents[1]
 def checkpoint(folder: Path) -> Path:
     g = torch.Generator().manual_seed(0)
     w = torch.randn(16, 8, generator=g)
-    save(DenseSAE(w.T.contiguous(), torch.zeros(16), w, torch.zeros(8), torch.zeros(8), TopK(3)), folder, {"name": "mine", "lm": "tiny:random"})
+    save(
+        DenseSAE(w.T.contiguous(), torch.zeros(16), w, torch.zeros(8), torch.zeros(8), TopK(3)),
+        folder,
+        {"name": "mine", "lm": "tiny:random"},
+    )
     return folder
 
 
@@ -137,7 +141,9 @@ def hub(endpoint: str, home: Path, *references: str) -> list[list[object]]:
     """What opening hub references gives in a process that knows only this endpoint."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
     environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "PYTHONPATH": str(ROOT), "NO_PROXY": "127.0.0.1,localhost"}
-    done = subprocess.run([sys.executable, "-c", CODE, *references], env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, *references], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -99,7 +99,21 @@ def test_parse(reference: str) -> None:
 
 @pytest.mark.parametrize(
     "reference",
-    ["", "pypi:", "pypi:a", "pypi:a@1", "pypi:==1", "npm:x", "npm:@1", "deb:x==", "file:x==1", "a==1", "pypi:--index-url==x", "npm:-g@1", "deb:-o=1"],
+    [
+        "",
+        "pypi:",
+        "pypi:a",
+        "pypi:a@1",
+        "pypi:==1",
+        "npm:x",
+        "npm:@1",
+        "deb:x==",
+        "file:x==1",
+        "a==1",
+        "pypi:--index-url==x",
+        "npm:-g@1",
+        "deb:-o=1",
+    ],
 )
 def test_other_forms_are_refused(reference: str) -> None:
     with pytest.raises(UsageError) as e:

@@ -18,12 +18,13 @@ from bench.lm import tiny
 from bench.lm.hf import LanguageModel
 from bench.store import Store
 
+WORDS = ("stone", "river", "light", "house", "under", "green", "people", "about")
 LONG = st.text(st.sampled_from("abc XYZ.é\n"), min_size=1, max_size=40).map(lambda t: (t + "word ") * 60)
 
 
 def documents(n: int, seed: int = 0, words: int = 80) -> list[str]:
     r = random.Random(seed)
-    return [" ".join(r.choice("stone river light house under green people about".split()) for _ in range(words)) + f" {i}" for i in range(n)]
+    return [" ".join(r.choice(WORDS) for _ in range(words)) + f" {i}" for i in range(n)]
 
 
 def corpus(texts: list[str], name: str = "made") -> Corpus:
@@ -172,7 +173,7 @@ def with_bos(lm: LanguageModel) -> LanguageModel:
 
 def test_rows_without_bos(lm: LanguageModel) -> None:
     assert [len(r) for r in lm.token_rows("a" * 300, 128)] == [128, 128, 44]
-    assert 0 not in sum(lm.token_rows("a b" * 100, 64), [])
+    assert not any(0 in row for row in lm.token_rows("a b" * 100, 64))
     assert lm.tail_row("x" * 300 + "yz", 16) == lm.token_rows("x" * 14 + "yz", 16)[0]
 
 
@@ -180,7 +181,7 @@ def test_rows_with_bos(lm: LanguageModel) -> None:
     other = with_bos(lm)
     rows = other.token_rows("a" * 300, 128)
     assert [len(r) for r in rows] == [128, 128, 47] and all(r[0] == 0 for r in rows)
-    assert sum((r[1:] for r in rows), []) == sum(lm.token_rows("a" * 300, 128), [])
+    assert [i for r in rows for i in r[1:]] == [i for r in lm.token_rows("a" * 300, 128) for i in r]
     assert other.tail_row("x" * 300 + "yz", 16) == [0, *lm.tail_row("x" * 300 + "yz", 15)]
     assert other.tokenizer_sha256 != lm.tokenizer_sha256
 

@@ -25,7 +25,7 @@ class Loaded:
     """An SAE as an adapter read it.
 
     Args:
-        sae: Ready to use, float32.
+        sae: Ready to use: a float32 `DenseSAE`, or the object that was given from Python.
         format: Name of the file format.
         architecture: What the file says it is, e.g. `batchtopk`.
         name: Short name for tables.
@@ -36,7 +36,7 @@ class Loaded:
         facts: Everything else of interest, e.g. training facts.
     """
 
-    sae: DenseSAE
+    sae: Any
     format: str
     architecture: str
     name: str
