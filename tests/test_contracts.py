@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import torch
 
 from baselines.parts import State
 from bench import citations, registry
-from bench.record import subject_task
+from bench.record import Record, subject_task
+from bench.references import published_records
 from bench.spec import RunSpec
 from bench.store import Store
 from tests.worlds import tiny_context
@@ -60,3 +62,15 @@ def test_suites_hold_every_task_and_their_columns_exist(suite: str) -> None:
     built = {t.name: t for t in RunSpec(suite=suite).built_tasks()}
     for column in found.columns:
         assert column.partition(".")[0] in built
+
+
+def test_the_published_schema_is_that_of_the_code() -> None:
+    kept = json.loads((ROOT / "leaderboard" / "schema" / "record.schema.json").read_text())
+    assert kept == Record.model_json_schema()
+
+
+def test_published_records_are_whole_and_say_what_they_were_measured_with() -> None:
+    good, bad = published_records().scan()
+    assert not bad and {r.subject.name for r in good} >= {"batchtopk", "ortsae", "random"}
+    for r in good:
+        assert r.provenance["code"]["sources_sha256"] and r.provenance["environment"]["torch"] and r.units is not None
