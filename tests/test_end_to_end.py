@@ -72,7 +72,7 @@ def test_another_sae_at_the_same_site_harvests_nothing(first: tuple[Path, str]) 
 def test_python_gives_the_same_numbers(first: tuple[Path, str], tmp_path: Path) -> None:
     results = bench.evaluate("demo:ortsae", ["distinct_features"], suite="smoke", limit=int(LIMIT), records=str(tmp_path))
     frame = results.to_dataframe().set_index("metric")["value"]
-    path = next(first[0].glob("distinct_features@1/*.json"))
+    path = next(first[0].glob("distinct_features@1/ortsae-*.json"))
     kept = {k: m["value"] for k, m in json.loads(path.read_text())["metrics"].items()}
     assert frame.to_dict() == kept
 
