@@ -83,10 +83,16 @@ def test_the_unit_at_hand_is_finished() -> None:
     assert done == [0, 1, 2, 3]
 
 
-def test_without_politeness_a_signal_is_what_it_always_is() -> None:
-    with pytest.raises(KeyboardInterrupt):
-        signal.raise_signal(signal.SIGINT)
-    interrupts.check()
+def test_afterwards_a_signal_is_what_it_was_before() -> None:
+    mine = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job started in the background ignores SIGINT
+    try:
+        with interrupts.polite():
+            assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        interrupts.check()
+    finally:
+        signal.signal(signal.SIGINT, mine)
 
 
 def test_ctrl_c_during_a_run(site: Path, forks: Forks) -> None:
