@@ -23,6 +23,7 @@ from bench.sae.canonical import Canonical
 from bench.sae.checkpoint import Loaded
 from bench.spec import RunSpec
 from bench.store import Store
+from bench.testing import check_sae
 from bench.types import SAE
 
 
@@ -203,6 +204,7 @@ def _subject(loaded: Loaded, site: Mapping[str, str]) -> SubjectFacts:
 
 
 def _as_loaded(name: str, sae: Any) -> Loaded:
+    check_sae(sae)
     return Loaded(sae, format="python object", architecture=type(sae).__name__, name=name)
 
 

@@ -29,7 +29,7 @@ def check_sae(sae: SAE, x: torch.Tensor | None = None) -> None:
         "one decoder row per latent",
     )
     if x is None:
-        x = torch.randn(_ROWS, sae.d_in, generator=torch.Generator().manual_seed(0))
+        x = torch.randn(_ROWS, sae.d_in, generator=torch.Generator().manual_seed(0)).to(sae.W_dec)
     with torch.no_grad():
         _check_decode(sae, _check_encode(sae, x), x)
 

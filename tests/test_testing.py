@@ -111,3 +111,23 @@ def test_no_gradient_is_left_behind() -> None:
     sae.W_dec.requires_grad_(True)
     check_sae(sae)
     assert sae.W_dec.grad is None and torch.is_grad_enabled()
+
+
+class Transposed:
+    """Holds its decoder columns where rows belong."""
+
+    d_in, d_sae = 4, 6
+    W_dec = torch.zeros(4, 6)
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        return x.new_zeros(len(x), 6)
+
+    def decode(self, f: torch.Tensor) -> torch.Tensor:
+        return f.new_zeros(len(f), 4)
+
+
+def test_evaluate_refuses_an_unfit_object_with_the_same_words() -> None:
+    import bench
+
+    with pytest.raises(CheckpointError, match="W_dec has shape"):
+        bench.evaluate(Transposed(), ["distinct_features"], lm="tiny:random", hook="blocks.1.hook_resid_post")
