@@ -65,26 +65,36 @@ def find_subject(reference: str, found: Iterable[Record]) -> SubjectFacts:
     Raises:
         UsageError: None, or several; the remedy holds the candidates.
     """
-    name = reference.removeprefix("demo:")
-    subjects = {(r.subject.sha256, str(r.subject.hook)): r.subject for r in found}.values()
-    hits = [s for s in subjects if s.name == name or (_SHA_PREFIX.fullmatch(name) and s.sha256.startswith(name))]
-    if len({s.sha256 for s in hits}) == 1:
-        return hits[0]
+    hits, names = _hits(reference, found)
+    if len(hits) > 1:
+        raise _ambiguous(reference, hits)
     if not hits:
-        raise UsageError(f"no recorded SAE {reference!r}", registry.did_you_mean(name, sorted({s.name for s in subjects})))
-    raise UsageError(f"{reference!r} names several recorded SAEs", "choose one: " + ", ".join(f"{s.name} {s.sha256[:12]}" for s in hits))
+        raise UsageError(f"no recorded SAE {reference!r}", registry.did_you_mean(reference.removeprefix("demo:"), names))
+    return hits[0]
+
+
+def _hits(reference: str, found: Iterable[Record]) -> tuple[list[SubjectFacts], list[str]]:
+    """Recorded subjects that a name or sha256 prefix fits, one per set of weights; and the names of all there are."""
+    name = reference.removeprefix("demo:")
+    subjects = list({r.subject.sha256: r.subject for r in found}.values())
+    fits = [s for s in subjects if s.name == name or (_SHA_PREFIX.fullmatch(name) and s.sha256.startswith(name))]
+    return fits, sorted({s.name for s in subjects})
+
+
+def _ambiguous(reference: str, hits: list[SubjectFacts]) -> UsageError:
+    return UsageError(f"{reference!r} names several recorded SAEs", "choose one: " + ", ".join(f"{s.name} {s.sha256[:12]}" for s in hits))
 
 
 def _unknown(reference: str, records: Iterable[Records]) -> UsageError:
-    found = [r for folder in records for r in folder.scan()[0]]
-    try:
-        subject = find_subject(reference, found)
-    except UsageError:
-        demos = ", ".join(f"demo:{n}" for n in registry.demos())
-        return UsageError(f"no checkpoint at {reference!r}", f"give a path, hf:REPO, or one of {demos}")
-    return UsageError(
-        f"{reference!r} is known from records only ({subject.sha256[:12]}); this needs its weights", "give the path of the checkpoint"
-    )
+    """Why a reference that is no path, demo or hub name cannot be opened."""
+    hits, _ = _hits(reference, [r for folder in records for r in folder.scan()[0]])
+    if len(hits) > 1:
+        return _ambiguous(reference, hits)
+    if hits:
+        cause = f"{reference!r} is known from records only ({hits[0].sha256[:12]}); this needs its weights"
+        return UsageError(cause, "give the path of the checkpoint")
+    others = ", ".join(["hf:REPO", *(f"demo:{n}" for n in registry.demos())])
+    return UsageError(f"no checkpoint at {reference!r}", f"give a path, or one of {others}")
 
 
 def _downloaded(reference: str) -> Path:

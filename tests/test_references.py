@@ -162,3 +162,12 @@ def test_a_hub_that_says_no(tmp_path: Path, httpserver: HTTPServer) -> None:
     references = [f"hf:some/r{status}" for status in statuses]
     for said, reference in zip(hub(httpserver.url_for("").rstrip("/"), tmp_path, *references), references, strict=True):
         assert said[:2] == ["UnavailableError", 4] and reference in str(said[2]), said
+
+
+def test_opening_an_ambiguous_recorded_name_lists_the_candidates_too(tmp_path: Path) -> None:
+    known = Records(tmp_path)
+    for sha in ("12345678" + c * 56 for c in "ab"):
+        known.write(recorded("twin", sha), {})
+    with pytest.raises(UsageError, match="several") as e:
+        open_sae("twin", records=[known])
+    assert e.value.remedy.count("twin") == 2
