@@ -15,6 +15,7 @@ from bench.context import Context, site_facts
 from bench.data.text import open_corpus
 from bench.errors import BenchError, CheckpointError, ResourceError, UsageError
 from bench.lm import identity, lm_reference, open_lm
+from bench.lm.harvest import out_of_memory
 from bench.lm.hf import LanguageModel
 from bench.lm.hooks import parse_hook
 from bench.record import Record, Records, SubjectFacts, TaskFacts, make_record, record_key, subject_task
@@ -25,6 +26,8 @@ from bench.spec import RunSpec
 from bench.store import Store
 from bench.testing import check_sae
 from bench.types import SAE
+
+_NO_MEMORY = ResourceError("out of memory", "use --limit, a smaller suite, or another --device")
 
 
 @dataclass(frozen=True)
@@ -109,14 +112,17 @@ def jobs(spec: RunSpec, objects: Mapping[str, SAE] | None = None) -> list[Job]:
         site, notes = _site(spec, loaded, shared)
         subject = _subject(loaded, site)
         opener = partial(_fitting, partial(shared, notes[0]), subject)
-        other = (spec.against, Canonical(against.sae)) if against else None
+        other, doubts = _other(spec, against, loaded, site, device)
         context = Context(opener, site, corpus, store, spec.seed, other)
-        made += [_job(subject, _on_device(loaded.sae, device), t, context, notes[1]) for t in tasks]
+        sae = Canonical(_on_device(loaded.sae, device))
+        made += [_job(subject, sae, t, context, (*notes[1], *doubts)) for t in tasks]
     return made
 
 
 def run(spec: RunSpec, objects: Mapping[str, SAE] | None = None) -> Iterator[Outcome]:
     """Measure what is not recorded yet, one outcome at a time, as soon as it is ready."""
+    if spec.records_folder.resolve() == published_records().folder.resolve():
+        raise UsageError("the published records are read-only", "choose another --records folder")
     yield from measure(jobs(spec, objects), Records(spec.records_folder))
 
 
@@ -132,11 +138,12 @@ def measure(todo: list[Job], records: Records) -> Iterator[Outcome]:
             yield Outcome(job, _measure(job, records))
         except BenchError as e:
             yield Outcome(job, None, error=e)
-        except MemoryError:
-            yield Outcome(job, None, error=ResourceError("out of memory", "use --limit, a smaller suite, or another --device"))
         except Exception as e:  # a defect in one task must not cost the others their results
             if os.environ.get("ORTSAE_DEBUG"):
                 raise
+            if out_of_memory(e):
+                yield Outcome(job, None, error=_NO_MEMORY)
+                continue
             yield Outcome(
                 job, None, error=BenchError(f"{type(e).__name__}: {e}", "run with ORTSAE_DEBUG=1 for the traceback and report it")
             )
@@ -157,9 +164,24 @@ def _measure(job: Job, records: Records) -> Record:
     return records.write(record, getattr(answer, "units", {}))
 
 
-def _job(subject: SubjectFacts, sae: SAE, task: Any, context: Context, notes: tuple[str, ...]) -> Job:
+def _job(subject: SubjectFacts, sae: Canonical, task: Any, context: Context, notes: tuple[str, ...]) -> Job:
     facts, data = subject_task(task), task.data(context)
-    return Job(subject, Canonical(sae), task, facts, data, record_key(subject, facts, data, context.seed), context, notes)
+    return Job(subject, sae, task, facts, data, record_key(subject, facts, data, context.seed), context, notes)
+
+
+def _other(
+    spec: RunSpec, against: Loaded | None, loaded: Loaded, site: Mapping[str, str], device: str
+) -> tuple[tuple[str, Canonical] | None, tuple[str, ...]]:
+    """The SAE to compare dictionaries with, and what speaks against the comparison."""
+    if against is None:
+        return None, ()
+    if against.sae.d_in != loaded.sae.d_in:
+        raise CheckpointError(
+            f"{spec.against} has d_in {against.sae.d_in}, {loaded.name} has {loaded.sae.d_in}", "compare SAEs of one site"
+        )
+    elsewhere = against.hook and str(parse_hook(against.hook)) != site["hook"]
+    doubts = (f"{spec.against} was trained at {against.hook}, not at {site['hook']}",) if elsewhere else ()
+    return (spec.against, Canonical(_on_device(against.sae, device))), doubts
 
 
 def _site(spec: RunSpec, loaded: Loaded, shared: Any) -> tuple[dict[str, str], tuple[str, tuple[str, ...]]]:
@@ -173,6 +195,8 @@ def _site(spec: RunSpec, loaded: Loaded, shared: Any) -> tuple[dict[str, str], t
             f"{loaded.name}: the checkpoint does not say which hook it belongs to", "give --hook, such as --hook blocks.7.hook_resid_post"
         )
     own = lm_reference(loaded.lm) if loaded.lm else ""
+    if own.startswith("hf:") and "@" not in own and loaded.facts.get("revision"):
+        own = f"{own}@{loaded.facts['revision']}"
     reference, hook = spec.lm or own, parse_hook(spec.hook or loaded.hook)
     notes = (
         [f"the checkpoint names {loaded.lm}; measured on {reference}"]

@@ -74,6 +74,10 @@ class RunSpec:
             UsageError: Unknown task, parameter or value.
         """
         known, suite = registry.tasks(), self.suite_of()
+        if self.limit < 0:
+            raise UsageError(f"--limit {self.limit} is negative", "give the most tokens and rows per task, or 0 for no cap")
+        if not (self.tasks or suite.tasks):
+            raise UsageError(f"suite {suite.name} names no task", "give --tasks, or another suite")
         for name in self.params:
             registry.pick("task", name, known)
         return [

@@ -88,10 +88,10 @@ class Store:
         """The user's store: `cache_root()`, bounded by `$ORTSAE_CACHE_GB` (20)."""
         text = os.environ.get("ORTSAE_CACHE_GB", "20")
         try:
-            limit = float(text)
-        except ValueError:
+            limit = int(float(text) * 2**30)
+        except (ValueError, OverflowError):
             raise UsageError(f"ORTSAE_CACHE_GB is {text!r}, not a number", "set it to gigabytes, such as 20") from None
-        return cls(cache_root(), int(limit * 2**30))
+        return cls(cache_root(), limit)
 
     def get(self, kind: str, parts: Mapping[str, object], compute: Callable[[], Arrays]) -> Arrays:
         """The arrays stored under `parts`, computing and storing them first if need be.

@@ -56,9 +56,11 @@ def rows(
     mine = [r for r in records if wanted.get((r.task.name, r.task.version)) == r.task.params]
     if data is not None:
         mine = [r for r in mine if _read(r.data) == _read(data.get(r.task.name, {}))]
-    groups: dict[tuple[str, str, str, str], list[Record]] = {}
+    groups: dict[tuple[object, ...], list[Record]] = {}
     for r in mine:
-        groups.setdefault((r.subject.sha256, r.subject.lm, r.subject.hook, r.subject.name), []).append(r)
+        s = r.subject
+        key = (s.sha256, s.name, s.lm, s.revision, s.lm_dtype, s.hook, r.seed, r.data.get("text", ""))
+        groups.setdefault(key, []).append(r)
     return [_row(g, columns, published) for g in groups.values()]
 
 
@@ -79,7 +81,7 @@ def with_references(own: Sequence[Row], published: Sequence[Row]) -> list[Row]:
 
 
 def text(table: Sequence[Row], columns: Sequence[str], title: str) -> str:
-    """Fixed-width text, readable when piped; intervals in brackets, ⇅ marks which direction is better."""
+    """Fixed-width text, readable when piped; intervals in brackets, arrows say which direction is better."""
     head = ["SAE", *(_heading(table, c) for c in columns)]
     body = [[_name(r), *(_cell(r, c) for c in columns)] for r in table]
     widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
@@ -97,7 +99,7 @@ def metric_lines(record: Record, names: Iterable[str]) -> list[str]:
 
 
 def number(value: float) -> str:
-    """Four significant digits at most, integers as they are."""
+    """Three decimals below 100, one above, large integers as they are."""
     if value == int(value) and abs(value) >= 100:
         return str(int(value))
     return f"{value:.3f}" if abs(value) < 100 else f"{value:.1f}"
@@ -133,7 +135,9 @@ def _site(row: Row) -> tuple[str, str, str, str]:
 
 def _marked(row: Row, head: Row) -> Row:
     remarks = []
-    if row.l0 and head.l0 and abs(row.l0 - head.l0) > L0_TOLERANCE * head.l0:
+    if row.l0 is None or head.l0 is None:
+        remarks.append("L0 was not measured here, so it may differ")
+    elif abs(row.l0 - head.l0) > L0_TOLERANCE * head.l0:
         remarks.append(f"L0 {number(row.l0)} differs from {number(head.l0)}: not comparable at face value")
     if row.subject.d_sae != head.subject.d_sae:
         remarks.append(f"d_sae {row.subject.d_sae} differs from {head.subject.d_sae}")

@@ -13,7 +13,7 @@ from bench.kernels.reconstruction import Sums, document_sums
 from bench.kernels.statistics import mean_interval, ratio_interval
 from bench.sae.canonical import Canonical
 from bench.sae.codes import Codes
-from bench.types import Metric, Result, Work
+from bench.types import Metric, NotApplicable, Result, Work
 
 _UNIT = "document"
 _FULL_DEAD = 1_000_000
@@ -55,8 +55,10 @@ class Reconstruction:
         total, cached = ctx.text_cached(self.tokens)
         return Work({f"text {self.tokens}": (total, cached)}, tail=total * (1 if cached == total else 4))
 
-    def run(self, sae: Canonical, ctx: Context) -> Result:
+    def run(self, sae: Canonical, ctx: Context) -> Result | NotApplicable:
         text = ctx.text(self.tokens)
+        if not text.keep.any():
+            return NotApplicable("no token passes the mask: are the activations finite?")
         codes = ctx.text_codes(sae, text)
         xhat = sae.reconstruct(codes)
         mean = text.kept.mean(0, dtype=np.float64)
@@ -113,7 +115,7 @@ def _losses(ctx: Context, text: Tokens, xhat: np.ndarray) -> Sums:
     """Sums per document of every loss, over kept tokens that have a next token."""
     splicer = ctx.splicer(text)
     scored = splicer.scored
-    document = np.unique(text.rows.token_document[text.keep], return_inverse=True)[1][scored[text.keep]]
+    document = text.document[scored[text.keep]]
     size = int(text.document.max()) + 1
     per_token = {"ce_clean": splicer.clean()["ce"], **{f"{k}_sae": v for k, v in splicer.spliced(xhat, "the SAE").items()}}
     for kind in ("zero", "mean"):

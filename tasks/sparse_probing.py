@@ -13,6 +13,7 @@ from bench.context import Context, last_ordinary
 from bench.data import labelled
 from bench.data.labelled import Labelled
 from bench.data.text import Rows
+from bench.errors import UsageError
 from bench.kernels.folds import stratified_sample, stratified_split
 from bench.kernels.probes import nested_logistic, rank_by_difference, scores, standardised
 from bench.kernels.statistics import mean_interval
@@ -86,6 +87,12 @@ class SparseProbing:
     context: int = 128
     c: float = 1.0
 
+    def __post_init__(self) -> None:
+        if not self.ks or min(self.ks) < 1 or self.rows < 1 or self.context < 2:
+            raise UsageError("sparse_probing needs ks ≥ 1, rows ≥ 1 and context ≥ 2", "see python -m bench tasks show sparse_probing")
+        if self.protocol == "mean_pool" and self.sets == ("all",):
+            raise UsageError("mean_pool reads every token of every prompt: not for all sets at once", "name the sets")
+
     @property
     def names(self) -> tuple[str, ...]:
         """The sets, with `all` spelled out."""
@@ -101,6 +108,8 @@ class SparseProbing:
         return Work({f"prompts {rows.sha256}": (len(rows.ids), round(cached * len(rows.ids)))})
 
     def run(self, sae: Canonical, ctx: Context) -> Result | NotApplicable:
+        if min(self.ks) > min(sae.d_sae, sae.d_in):
+            return NotApplicable(f"fewer than {min(self.ks)} latents or neurons")
         samples, texts, rows = self._prompts(ctx)
         x, some = ctx.last_kept(rows) if self.protocol == "last_token" else _pooled_activations(ctx, rows)
         codes = self._codes(sae, ctx, rows, x)
@@ -114,7 +123,7 @@ class SparseProbing:
             self._probe_set(sample, at[usable], sample.labels[usable].astype(np.int64), x, codes, ctx, table, counts)
         if not counts["sets"]:
             return NotApplicable("no set has enough rows on both sides of its split")
-        return Result("accuracy_k1" if 1 in self.ks else f"accuracy_k{self.ks[0]}", _metrics(table, ctx), table, counts, _warnings(table))
+        return Result(f"accuracy_k{min(self.ks)}", _metrics(table, ctx), table, counts, _warnings(table))
 
     def _prompts(self, ctx: Context) -> tuple[dict[str, Labelled], list[str], Rows]:
         """Sampled sets, the texts among them without repeats, and those as token rows."""

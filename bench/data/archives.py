@@ -30,6 +30,9 @@ def texts(reference: str) -> tuple[str, Iterator[str]]:
         UnavailableError: The package cannot be fetched or opened, or nothing in it matches.
     """
     package, _, pattern = reference.partition("#")
+    if pattern.startswith("sha256="):
+        pin, _, pattern = pattern.partition("#")
+        package = f"{package}#{pin}"
     path = sources.fetch(sources.parse(package))
     pattern = pattern or "*.txt"
     return digest([file_sha256(path), pattern]), _texts(path, pattern)

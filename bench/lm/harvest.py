@@ -6,7 +6,7 @@ interrupted harvest goes on where it stopped. Numbers do not depend on the shard
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,23 +92,13 @@ class Harvest:
                 advance(int(rows.lengths[members].sum()))
 
     def _run(self, rows: Rows, members: np.ndarray, wanted: np.ndarray | None) -> np.ndarray:
-        """Activations of some rows, in their order; the batch is halved when memory runs out."""
+        """Activations of some rows, in their order; a batch is halved when memory runs out."""
         budget = 65_536 if self.lm.device.startswith("cuda") else 2_048
         pieces: list[np.ndarray] = []
         i = 0
-        while i < len(members):
-            width = int(rows.lengths[members[i]])  # rows are sorted from long to short, so this one is the longest
-            batch = members[i : i + max(1, budget // width)]
-            try:
-                pieces.append(self._batch(rows, batch, wanted))
-            except (torch.cuda.OutOfMemoryError, MemoryError) as e:
-                if len(batch) == 1:
-                    raise ResourceError(
-                        f"one row of {width} tokens does not fit in memory", "use a smaller model or another --device"
-                    ) from e
-                budget //= 2
-                progress.note("out of memory, halving the batch", tokens=budget)
-                continue
+        while i < len(members):  # rows are sorted from long to short, so the first of a batch is its longest
+            batch = members[i : i + max(1, budget // int(rows.lengths[members[i]]))]
+            halving(batch, lambda part: pieces.append(self._batch(rows, part, wanted)))
             i += len(batch)
         return np.concatenate(pieces).astype(self.dtype)
 
@@ -119,6 +109,30 @@ class Harvest:
             return x[real].numpy()
         at = torch.from_numpy(wanted[batch] - rows.offsets[batch])
         return x[torch.arange(len(batch)), at].numpy()
+
+
+def halving(batch: np.ndarray, work: Callable[[np.ndarray], None]) -> None:
+    """Do the work on a batch of rows, or on its halves in turn when memory does not suffice.
+
+    Raises:
+        ResourceError: Even one row does not fit.
+    """
+    try:
+        work(batch)
+        return
+    except Exception as e:
+        if not out_of_memory(e):
+            raise
+        if len(batch) == 1:
+            raise ResourceError("one row of text does not fit in memory", "use a smaller model or another --device") from e
+    progress.note("out of memory, halving the batch", rows=len(batch))
+    for half in np.array_split(batch, 2):
+        halving(half, work)
+
+
+def out_of_memory(e: Exception) -> bool:
+    """Whether an exception says that memory ran out; torch has no type of its own for it on a CPU."""
+    return isinstance(e, MemoryError | torch.cuda.OutOfMemoryError) or (type(e) is RuntimeError and "DefaultCPUAllocator" in str(e))
 
 
 def padded(rows: Rows, batch: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from bench.errors import UnavailableError, UsageError
 from bench.lm.hooks import Hook
 from bench.store import array_sha256, digest
 
-_ATTENTION = ("self_attn", "attn", "attention")
+_ATTENTION = ("self_attn", "attn", "attention", "self_attention")
+_AGREES = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # relative difference that rounding explains
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -101,16 +103,16 @@ class LanguageModel:
         if hook.site == "resid_post":
             return block
         sandwich = hasattr(block, "pre_feedforward_layernorm")  # Gemma 2 and 3 normalise what a sub-module adds
-        if hook.site == "mlp_out":
-            return block.post_feedforward_layernorm if sandwich else block.mlp
         if sandwich:
-            return block.post_attention_layernorm
-        name = next(n for n in _ATTENTION if hasattr(block, n))
-        return getattr(block, name)
+            return block.post_feedforward_layernorm if hook.site == "mlp_out" else block.post_attention_layernorm
+        for name in ("mlp",) if hook.site == "mlp_out" else _ATTENTION:
+            if hasattr(block, name):
+                return getattr(block, name)
+        raise UsageError(f"{self.name} has no module for {hook}", "choose a resid_post hook")
 
     def check(self, hook: Hook) -> None:
         """Raise UsageError unless the model has this layer."""
-        if hook.layer >= self.n_layers:
+        if not 0 <= hook.layer < self.n_layers:
             raise UsageError(f"{self.name} has {self.n_layers} layers, no {hook}", f"choose a layer from 0 to {self.n_layers - 1}")
 
     @torch.no_grad()
@@ -168,9 +170,10 @@ class LanguageModel:
     def _entering(self, skip: int, entry: Tensor) -> Generator[None]:
         """Blocks before `skip` pass their input on; the last of them hands over `entry`."""
         blocks = list(self.blocks)[:skip]
-        if not blocks:
-            raise UsageError("a sub-module of block 0 cannot be spliced", "choose blocks.0.hook_resid_post or a later layer")
-        wraps = _returns_tuple(self.model)
+        if not blocks:  # a sub-module of block 0: everything runs
+            yield
+            return
+        wraps = self._block_returns_tuple
         try:
             for block in blocks[:-1]:
                 block.forward = _passing(None, wraps)
@@ -200,8 +203,42 @@ class LanguageModel:
         """[n, vocabulary] float32 logits of unembedding inputs [n, d]."""
         head = self.model.get_output_embeddings()
         out = head(final.to(self.device, head.weight.dtype)).float()
-        cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
+        config = self.model.config.get_text_config()
+        out = out * (getattr(config, "logit_scale", None) or 1) / (getattr(config, "logits_scaling", None) or 1)
+        cap = getattr(config, "final_logit_softcapping", None)
         return torch.tanh(out / cap) * cap if cap else out
+
+    @torch.no_grad()
+    def verify_tail(self, ids: Tensor, hook: Hook, start: Tensor, x: Tensor) -> None:
+        """Raise UnavailableError unless splicing in the activation itself gives the model's own predictions.
+
+        Architectures differ in ways no configuration tells; a wrong loss must not pass in silence.
+        """
+        own = self.model(input_ids=ids.to(self.device), use_cache=False).logits[0].float()
+        ours = self.logits(self.tail(ids, hook, start, x)[0])
+        if not float((own - ours).norm()) <= _AGREES.get(self.model.dtype, 0.1) * float(own.norm()):
+            raise UnavailableError(
+                f"running {self.name} from {hook} on does not give its own predictions",
+                "losses cannot be measured on this architecture yet",
+            )
+
+    @cached_property
+    def _block_returns_tuple(self) -> bool:
+        """Whether blocks hand on tuples: looked at once, because annotations do not always tell."""
+        seen: list[bool] = []
+
+        def look(_m: nn.Module, _i: object, out: Any) -> None:
+            seen.append(isinstance(out, tuple))
+            raise _Stop
+
+        handle = self.blocks[0].register_forward_hook(look)
+        try:
+            self.model.base_model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=self.device), use_cache=False)
+        except _Stop:
+            pass
+        finally:
+            handle.remove()
+        return seen[0]
 
 
 def _tensor(out: Any) -> Tensor:
@@ -214,13 +251,6 @@ def _passing(entry: Tensor | None, wraps: bool) -> Callable[..., Any]:
         return (out,) if wraps else out
 
     return forward
-
-
-def _returns_tuple(model: Any) -> bool:
-    """Whether this architecture's blocks return tuples: asked of the model's own output annotation once."""
-    block = next(m for m in model.modules() if isinstance(m, nn.ModuleList))[0]
-    text = str(type(block).forward.__annotations__.get("return", ""))
-    return text.lower().startswith(("tuple", "typing.tuple"))
 
 
 def load(reference: str, device: str = "cpu", dtype: str = "float32") -> LanguageModel:
@@ -236,8 +266,9 @@ def load(reference: str, device: str = "cpu", dtype: str = "float32") -> Languag
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    name, _, revision = reference.removeprefix("hf:").partition("@")
-    where = str(Path(name).expanduser()) if not reference.startswith("hf:") else name
+    hub = reference.startswith("hf:")
+    name, _, revision = reference.removeprefix("hf:").partition("@") if hub else (reference, "", "")
+    where = name if hub else str(Path(name).expanduser().resolve())
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, revision=revision or None)
         model: Any = AutoModelForCausalLM.from_pretrained(where, revision=revision or None, dtype=DTYPES[dtype])
@@ -246,11 +277,9 @@ def load(reference: str, device: str = "cpu", dtype: str = "float32") -> Languag
             f"{reference} cannot be opened: {str(e).splitlines()[0]}",
             "check the name, the revision and the network, or use embedded:smollm2-135m-q4_1",
         ) from e
-    if not reference.startswith("hf:"):
-        revision = weights_sha256(model)
-    else:
-        revision = str(getattr(model.config, "_commit_hash", None) or revision or "main")
-    return LanguageModel(reference.partition("@")[0], revision, model.eval().to(device), tokenizer, device)
+    commit = getattr(model.config, "_commit_hash", None)
+    revision = str(commit or revision or "main") if hub else weights_sha256(model)
+    return LanguageModel(f"hf:{name}" if hub else where, revision, model.eval().to(device), tokenizer, device)
 
 
 def weights_sha256(model: nn.Module) -> str:

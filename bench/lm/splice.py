@@ -15,7 +15,7 @@ from torch import Tensor
 from bench import progress
 from bench.data.text import Rows
 from bench.kernels.reconstruction import token_losses
-from bench.lm.harvest import Harvest, padded
+from bench.lm.harvest import Harvest, halving, padded
 from bench.lm.hf import LanguageModel
 from bench.lm.hooks import Hook
 from bench.store import Arrays, Store, array_sha256
@@ -78,27 +78,34 @@ class Splicer:
         start = self._before()
         out = {name: np.zeros(len(self.keep), np.float32) for name in LOSSES}
         with progress.track(f"language model with {label} spliced in", len(self.rows.ids), "tokens") as advance:
-            for batch in self._batches():
-                ids, real = padded(self.rows, batch)
-                flat = self.rows.positions(batch)
-                tail = self.lm.tail(ids, self.hook, self._pad(start, flat, real), self._pad(x, flat, real))
-                self._score(out, flat, tail[real.to(tail.device)], torch.from_numpy(np.asarray(final[flat])))
+
+            def work(batch: np.ndarray) -> None:
+                flat, tail = self._tail(batch, start, x)
+                self._score(out, flat, tail, torch.from_numpy(np.asarray(final[flat])))
                 advance(len(flat))
+
+            for batch in self._batches():
+                halving(batch, work)
         return {name: values[self.scored] for name, values in out.items()}
 
     def _run_clean(self) -> Arrays:
         final = np.empty_like(self.x)
         ce = np.zeros(len(self.keep), np.float32)
         start = self._before()
+        one = np.array([int(self.rows.lengths.argmax())])
+        ids, real = padded(self.rows, one)
+        at = self.rows.positions(one)
+        self.lm.verify_tail(ids, self.hook, self._pad(start, at, real), self._pad(self.x, at, real))
         with progress.track("language model, untouched", len(self.rows.ids), "tokens") as advance:
-            for batch in self._batches():
-                ids, real = padded(self.rows, batch)
-                flat = self.rows.positions(batch)
-                tail = self.lm.tail(ids, self.hook, self._pad(start, flat, real), self._pad(self.x, flat, real))
-                tail = tail[real.to(tail.device)]
+
+            def work(batch: np.ndarray) -> None:
+                flat, tail = self._tail(batch, start, self.x)
                 final[flat] = tail.float().cpu().numpy()
                 self._score({"ce": ce}, flat, tail, tail)
                 advance(len(flat))
+
+            for batch in self._batches():
+                halving(batch, work)
         return {"final": final, "ce": ce[self.scored]}
 
     def _score(self, out: Arrays, flat: np.ndarray, new: Tensor, clean: Tensor) -> None:
@@ -111,9 +118,16 @@ class Splicer:
             for name, values in out.items():
                 values[flat[block]] = losses[name].float().cpu().numpy()
 
+    def _tail(self, batch: np.ndarray, start: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, Tensor]:
+        """Flat positions of some rows, and the input of the unembedding there when `x` stands at the hook."""
+        ids, real = padded(self.rows, batch)
+        flat = self.rows.positions(batch)
+        tail = self.lm.tail(ids, self.hook, self._pad(start, flat, real), self._pad(x, flat, real))
+        return flat, tail[real.to(tail.device)]
+
     def _before(self) -> np.ndarray:
-        """Residual stream before the hook's block; what `resid_post` replaces needs none."""
-        if self.hook.site == "resid_post":
+        """Residual stream before the hook's block; `resid_post` and block 0 need none."""
+        if self.hook.site == "resid_post" or self.hook.layer == 0:
             return self.x
         return Harvest(self.lm, Hook(self.hook.layer - 1), self.store).tokens(self.rows)
 

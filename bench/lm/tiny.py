@@ -1,4 +1,4 @@
-"""A random two-layer Llama with a byte tokenizer: the same code paths as a real model, in milliseconds."""
+"""A random three-layer Llama with a byte tokenizer: the same code paths as a real model, in milliseconds."""
 
 from __future__ import annotations
 

@@ -58,10 +58,13 @@ class Canonical:
         if isinstance(self.inner, DenseSAE):
             return self.inner.sha256
         probe = np.random.default_rng(0).standard_normal((_PROBE_ROWS, self.d_in)).astype(np.float32)
+        probe = np.concatenate([probe * scale for scale in (1, 10, 100, 1000)])  # a threshold must show whatever its size
         with torch.no_grad():
             codes = self.inner.encode(_like(probe, self.inner.W_dec))
             answers = (_numpy(codes), _numpy(self.inner.decode(codes)))
-        return hashlib.sha256(array_sha256(_numpy(self.inner.W_dec), *answers).encode()).hexdigest()
+        state = self.inner.state_dict() if isinstance(self.inner, torch.nn.Module) else {}
+        kept = [_numpy(v) for _, v in sorted(state.items()) if isinstance(v, torch.Tensor)]
+        return hashlib.sha256(array_sha256(_numpy(self.inner.W_dec), *answers, *kept).encode()).hexdigest()
 
     def encode_sparse(self, x: np.ndarray) -> Codes:
         """Canonical codes of [n, d_in] activations."""
