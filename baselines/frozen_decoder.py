@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,16 +15,14 @@ from bench.sae.dense import DenseSAE
 
 @dataclass(frozen=True)
 class FrozenDecoder:
-    """A base method whose decoder rows never move.
+    """A base method whose decoder rows never move from their isotropic random start.
 
     Args:
         base: Method that trains the rest.
-        rows: `isotropic` random unit rows.
     """
 
     name: ClassVar[str] = "frozen_decoder"
     base: Trainer = field(default_factory=BatchTopK)
-    rows: Literal["isotropic"] = "isotropic"
 
     @property
     def d_sae(self) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import BenchError
-from bench.record import Record, Records, unit_table
+from bench.record import Record, Records
 from bench.runner import run
 from bench.spec import make_spec
 from bench.types import SAE
@@ -51,10 +52,14 @@ class Results:
 
     def save(self, folder: str | Path) -> Path:
         """Copy the records, with their unit tables, into another folder."""
-        target = Records(Path(folder).expanduser())
+        source, target = Records(self.folder), Records(Path(folder).expanduser())
+        if source.folder.resolve() == target.folder.resolve():
+            return target.folder
         for r in self.records:
-            rows = list(unit_table(Records(self.folder), r))
-            target.write(r, {c: [row[c] for row in rows] for c in rows[0]} if rows else {})
+            here, there = source.path(r.subject, r.task, r.key), target.path(r.subject, r.task, r.key)
+            there.parent.mkdir(parents=True, exist_ok=True)
+            for name in ([r.units.file] if r.units else []) + [here.name]:  # the record last: it is whole once it is there
+                shutil.copy2(here.with_name(name), there.with_name(name))
         return target.folder
 
 

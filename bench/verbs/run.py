@@ -128,6 +128,8 @@ def _finish(spec: RunSpec, outcomes: list[Outcome]) -> None:
     print("\n" + table.text(shown, columns, f"suite {suite.name}, {outcomes[0].job.subject.lm}, {outcomes[0].job.subject.hook}"))
     if any(r.published for r in shown):
         print("¹ published with the suite, at the nearest L0; 95 % intervals in brackets")
+    elif own and not published_records().folder.exists():
+        print("the published records of the baselines come with the repository, not with the package")
     elif own:
         print("no published baseline was measured at this site with these sizes, so none is shown beside it")
     fresh = sum(not o.found and o.record is not None for o in outcomes)

@@ -92,9 +92,9 @@ def _method(name: str, params: dict[str, Any]) -> Any:
     own = {f.name for f in fields(cls)}
     if "base" not in own:
         return registry.build(cls, params)
-    base = registry.pick("method", str(params.pop("base", "batchtopk")), registry.methods())
+    base = str(params.pop("base", "batchtopk"))
     inner = {k: params.pop(k) for k in list(params) if k not in own}
-    return cls(base=registry.build(base, inner), **{k: v for k, v in vars(registry.build(cls, params)).items() if k != "base"})
+    return cls(base=_method(base, inner), **{k: v for k, v in vars(registry.build(cls, params)).items() if k != "base"})
 
 
 def _params(pairs: list[str]) -> dict[str, Any]:
