@@ -42,8 +42,9 @@ def _job(job: Job, records: Records, seen: set[str]) -> dict[str, Any]:
     if records.find(job.subject, job.facts, job.key) is not None:
         return {**base, "recorded": True}
     lm, work = job.context.lm, job.task.work(job.context)
-    new = {k: v for k, v in work.read.items() if k not in seen}  # a text read for one task serves the next
-    seen.update(work.read)
+    place = f"{job.subject.lm} {job.subject.revision} {job.subject.hook} "
+    new = {k: v for k, v in work.read.items() if place + k not in seen}  # a text read for one task serves the next
+    seen.update(place + k for k in work.read)
     total, cached = sum(t for t, _ in new.values()), sum(c for _, c in new.values())
     layer = 2 * sum(p.numel() for p in lm.blocks[0].parameters())
     above, below = lm.n_layers - job.context.hook.layer - 1, job.context.hook.layer + 1

@@ -15,12 +15,11 @@ from torch import Tensor
 from bench import progress
 from bench.data.text import Rows
 from bench.kernels.reconstruction import token_losses
-from bench.lm.harvest import Harvest, halving, padded
+from bench.lm.harvest import Harvest, first_batch, halving, padded
 from bench.lm.hf import LanguageModel
 from bench.lm.hooks import Hook
 from bench.store import Arrays, Store, array_sha256
 
-_BATCH_TOKENS = 2_048
 _LOGIT_ROWS = 256
 LOSSES = ("ce", "kl", "kl_reverse")
 
@@ -139,7 +138,7 @@ class Splicer:
     def _batches(self) -> list[np.ndarray]:
         order = np.argsort(-self.rows.lengths, kind="stable")
         width = int(self.rows.lengths.max())
-        return np.array_split(order, -(-len(order) * width // _BATCH_TOKENS))
+        return np.array_split(order, -(-len(order) * width // first_batch(self.lm)))
 
     def _parts(self, kind: str) -> dict[str, object]:
         lm = self.lm

@@ -7,7 +7,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bench.verbs.run import ConfigOption, HookOption, LmOption, RecordsOption, SaeOption, SuiteOption, TasksOption, TextOption
+from bench.verbs.run import (
+    AgainstOption,
+    ConfigOption,
+    DeviceOption,
+    DtypeOption,
+    HookOption,
+    KOption,
+    LimitOption,
+    LmOption,
+    RecordsOption,
+    SaeOption,
+    ScaleOption,
+    SeedOption,
+    SuiteOption,
+    TasksOption,
+    TextOption,
+    ThresholdOption,
+)
 
 if TYPE_CHECKING:
     from bench.spec import RunSpec
@@ -27,14 +44,22 @@ def plan(
     lm: LmOption = None,
     hook: HookOption = None,
     text: TextOption = None,
+    against: AgainstOption = None,
     records: RecordsOption = None,
-    limit: Annotated[int | None, typer.Option(help="Cap every task's tokens and rows.")] = None,
+    seed: SeedOption = None,
+    limit: LimitOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    k: KOption = None,
+    threshold: ThresholdOption = None,
+    norm_scale: ScaleOption = None,
     config: ConfigOption = None,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
+    given = dict(locals())
     from bench.spec import make_spec
 
-    values = {k: v for k, v in locals().items() if k not in ("config", "as_json", "make_spec")}
+    values = {n: v for n, v in given.items() if n not in ("config", "as_json")}
     show(make_spec({**values, "sae": tuple(sae) if sae else None}, config), as_json)
 
 

