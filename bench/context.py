@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -40,6 +40,11 @@ class Tokens:
     def kept(self) -> np.ndarray:
         """[kept, d] activations of the tokens that count."""
         return self.x[self.keep]
+
+    @cached_property
+    def row(self) -> np.ndarray:
+        """[kept] row of each token."""
+        return np.repeat(np.arange(len(self.rows.lengths)), self.rows.lengths)[self.keep]
 
     @cached_property
     def document(self) -> np.ndarray:
@@ -117,8 +122,7 @@ class Context:
             identity: What the activations are, beyond the site.
         """
         parts = {**self.site, **identity, "sae": sae.sha256}
-        found = self.store.get("codes", parts, lambda: sae.encode_sparse(x).arrays())
-        return Codes(np.asarray(found["indptr"]), np.asarray(found["indices"]), np.asarray(found["values"]), sae.d_sae)
+        return _codes(self.store.get("codes", parts, lambda: sae.encode_sparse(x).arrays()), sae.d_sae)
 
     def splicer(self, text: Tokens) -> Splicer:
         """Loss measurements on a text."""
@@ -139,6 +143,43 @@ class Context:
         x = Harvest(self.lm, self.hook, self.store).last(rows, wanted)
         some &= np.linalg.norm(x, axis=1) <= self.norm_cut
         return np.where(some[:, None], x, 0), some
+
+    def pooled(self, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+        """Mean activation of each row's tokens that count.
+
+        Returns:
+            ([n_rows, d] float32 means, [n_rows] whether the row has such a token; its mean is 0 otherwise).
+        """
+        out, some = np.zeros((len(rows.lengths), self.lm.d_model), np.float32), np.zeros(len(rows.lengths), bool)
+        for members, tokens in self._shards(rows):
+            size = np.bincount(tokens.row, minlength=len(members))
+            sums = np.zeros((len(members), out.shape[1]))
+            np.add.at(sums, tokens.row, tokens.kept)
+            out[members], some[members] = sums / np.maximum(size, 1)[:, None], size > 0
+        return out, some
+
+    def pooled_codes(self, sae: Canonical, rows: Rows) -> Codes:
+        """Codes of rows: the mean of the codes of each row's tokens that count, zeros counted; kept in the store."""
+
+        def compute() -> dict[str, np.ndarray]:
+            parts, order = [], []
+            for members, tokens in self._shards(rows):
+                parts.append(sae.encode_sparse(tokens.kept).pooled(tokens.row, len(members)))
+                order.append(members)
+            return Codes.concat(parts).take(np.argsort(np.concatenate(order))).arrays()
+
+        parts = {**self.site, "pooled": rows.sha256, "cut": self.norm_cut, "sae": sae.sha256}
+        return _codes(self.store.get("codes", parts, compute), sae.d_sae)
+
+    def _shards(self, rows: Rows) -> Iterator[tuple[np.ndarray, Tokens]]:
+        """Yield (row indices, their tokens), a bounded number of tokens at a time."""
+        for members, x in Harvest(self.lm, self.hook, self.store).shards(rows):
+            part = rows.take(members)
+            yield members, Tokens(part, x, keep_mask(part, x, self.norm_cut))
+
+
+def _codes(found: Mapping[str, np.ndarray], d_sae: int) -> Codes:
+    return Codes(np.asarray(found["indptr"]), np.asarray(found["indices"]), np.asarray(found["values"]), d_sae)
 
 
 def last_ordinary(rows: Rows) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,7 @@ interrupted harvest goes on where it stopped. Numbers do not depend on the shard
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -176,7 +176,5 @@ def _shards(rows: Rows) -> list[np.ndarray]:
 
 
 def _take(rows: Rows, members: np.ndarray) -> Rows:
-    at = rows.positions(members)
-    offsets = np.concatenate([[0], np.cumsum(rows.lengths[members])]).astype(np.int64)
-    document = np.zeros(len(members), dtype=np.int32)  # which document a row is from cannot move its activations
-    return Rows(rows.ids[at], offsets, document, rows.special[at])
+    part = rows.take(members)
+    return replace(part, document=np.zeros(len(members), dtype=np.int32))  # which document a row is from cannot move its activations

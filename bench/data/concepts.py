@@ -1,0 +1,29 @@
+"""Items with activations and concepts: what absorption is measured on, wherever the items come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Concepts:
+    """Items (words, sentences, planted tokens) with one activation each, and which concepts hold for them.
+
+    Args:
+        x: [n, d] float32 activations.
+        labels: [n, c] bool, which concepts hold; several may (a dog is an animal and a mammal).
+        names: [c] names of the concepts.
+        group: [n] integers; items of one group (one word, one child concept) stay on one side of every split.
+        identity: What the activations are, beyond the site; keys the codes in the store.
+        counts: What was used and left out, by name.
+    """
+
+    x: np.ndarray
+    labels: np.ndarray
+    names: tuple[str, ...]
+    group: np.ndarray
+    identity: Mapping[str, object]
+    counts: Mapping[str, int]
