@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar, Literal
 
 import numpy as np
+import scipy.sparse as sp
 
 from bench.context import Context, last_ordinary
 from bench.data import labelled
@@ -15,11 +15,13 @@ from bench.data.labelled import Labelled
 from bench.data.text import Rows
 from bench.errors import UsageError
 from bench.kernels.folds import stratified_sample, stratified_split
-from bench.kernels.probes import nested_logistic, rank_by_difference, scores, standardised
+from bench.kernels.probes import nested_logistic, scores, standardised
+from bench.kernels.rankings import ranked
 from bench.kernels.statistics import mean_interval
-from bench.lm.harvest import Harvest, keep_mask
+from bench.lm.harvest import Harvest
 from bench.sae.canonical import Canonical
 from bench.sae.codes import Codes
+from bench.store import array_sha256
 from bench.types import Metric, NotApplicable, Result, Work
 
 DEFAULT_SETS = (
@@ -47,7 +49,7 @@ _SCORES = ("accuracy", "f1", "auc")
 
 @dataclass(frozen=True)
 class SparseProbing:
-    """Test accuracy, F1 and AUC of L2 logistic probes on the k latents with the largest class-mean difference.
+    """Test accuracy, F1 and AUC of L2 logistic probes on the k latents that separate the classes best.
 
     Beside it the same on k neurons of the raw activation, a probe on the whole activation, and the majority
     class. Features are standardised on the training rows. The unit is the source family: classes and sets from
@@ -59,6 +61,8 @@ class SparseProbing:
         sets: Names of binary sets (`data list`), or `("all",)`.
         rows: Most rows taken from a set.
         ks: Numbers of latents.
+        ranking: How latents (and neurons) are ranked on the training rows: `difference` of class means (default),
+            `f_statistic`, `mutual_information`, `l1` weight, or `adaptive` thresholding.
         protocol: `last_token` reads each prompt's last token that counts; `mean_pool` averages codes over them.
         context: Prompts are cut to their last tokens, this many.
         c: Inverse strength of the L2 penalty.
@@ -83,6 +87,7 @@ class SparseProbing:
     sets: tuple[str, ...] = DEFAULT_SETS
     rows: int = 600
     ks: tuple[int, ...] = (1, 2, 5, 10, 20, 50, 100)
+    ranking: Literal["difference", "f_statistic", "mutual_information", "l1", "adaptive"] = "difference"
     protocol: Literal["last_token", "mean_pool"] = "last_token"
     context: int = 128
     c: float = 1.0
@@ -90,8 +95,6 @@ class SparseProbing:
     def __post_init__(self) -> None:
         if not self.ks or min(self.ks) < 1 or self.rows < 1 or self.context < 2:
             raise UsageError("sparse_probing needs ks ≥ 1, rows ≥ 1 and context ≥ 2", "see python -m bench tasks show sparse_probing")
-        if self.protocol == "mean_pool" and self.sets == ("all",):
-            raise UsageError("mean_pool reads every token of every prompt: not for all sets at once", "name the sets")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -111,7 +114,7 @@ class SparseProbing:
         if min(self.ks) > min(sae.d_sae, sae.d_in):
             return NotApplicable(f"fewer than {min(self.ks)} latents or neurons")
         samples, texts, rows = self._prompts(ctx)
-        x, some = ctx.last_kept(rows) if self.protocol == "last_token" else _pooled_activations(ctx, rows)
+        x, some = ctx.last_kept(rows) if self.protocol == "last_token" else ctx.pooled(rows)
         codes = self._codes(sae, ctx, rows, x)
         place = {t: i for i, t in enumerate(texts)}
         table: dict[str, list[object]] = {c: [] for c in ("set", "family", "features", "k", "n_train", "n_test", *_SCORES)}
@@ -119,8 +122,17 @@ class SparseProbing:
         for sample in samples.values():
             at = np.array([place[t] for t in sample.texts])
             counts["rows_without_token"] += int((~some[at]).sum())
-            usable = some[at]
-            self._probe_set(sample, at[usable], sample.labels[usable].astype(np.int64), x, codes, ctx, table, counts)
+            at, y = at[some[at]], sample.labels[some[at]].astype(np.int64)
+            test = (
+                stratified_split(y, _TEST_SHARE, ctx.rng("probe", sample.info.name)) if len(np.unique(y)) == 2 else np.zeros(len(y), bool)
+            )
+            if min(np.bincount(y[test], minlength=2).min(), np.bincount(y[~test], minlength=2).min()) < _FEWEST:
+                counts["sets_too_small"] += 1
+                continue
+            counts["sets"] += 1
+            counts["rows"] += len(y)
+            for features, k, margin in self._margins(codes.take(at).matrix, x[at].astype(np.float64), y, test, ctx):
+                _append(table, sample.info, y, test, features, k, margin)
         if not counts["sets"]:
             return NotApplicable("no set has enough rows on both sides of its split")
         return Result(f"accuracy_k{min(self.ks)}", _metrics(table, ctx), table, counts, _warnings(table))
@@ -134,41 +146,34 @@ class SparseProbing:
     def _codes(self, sae: Canonical, ctx: Context, rows: Rows, x: np.ndarray) -> Codes:
         if self.protocol == "last_token":
             return ctx.codes(sae, x, {"last_kept": rows.sha256, "cut": ctx.norm_cut})
-        tokens = Harvest(ctx.lm, ctx.hook, ctx.store).tokens(rows)
-        keep = keep_mask(rows, tokens, ctx.norm_cut)
-        codes = ctx.codes(sae, tokens[keep], {"rows": rows.sha256, "cut": ctx.norm_cut})
-        return codes.pooled(np.repeat(np.arange(len(rows.lengths)), rows.lengths)[keep], len(rows.lengths))
+        return ctx.pooled_codes(sae, rows)
 
-    def _probe_set(
-        self,
-        sample: Labelled,
-        at: np.ndarray,
-        y: np.ndarray,
-        x: np.ndarray,
-        codes: Codes,
-        ctx: Context,
-        table: dict[str, list[object]],
-        counts: dict[str, int],
-    ) -> None:
-        """All probes of one set, appended to the table; a set with too few rows is counted and left out."""
-        test = stratified_split(y, _TEST_SHARE, ctx.rng("probe", sample.info.name)) if len(np.unique(y)) == 2 else np.zeros(len(y), bool)
-        if min(np.bincount(y[test], minlength=2).min(), np.bincount(y[~test], minlength=2).min()) < _FEWEST:
-            counts["sets_too_small"] += 1
-            return
-        counts["sets"] += 1
-        counts["rows"] += len(y)
-        own, dense = codes.take(at), x[at].astype(np.float64)
-        latents = rank_by_difference(own.take(~test).group_means(y[~test], 2))
-        neurons = rank_by_difference(np.stack([dense[~test & (y == c)].mean(0) for c in (0, 1)]))
-        add = partial(_append, table, sample.info, y, test)
-        for features, f in (("latents", own.columns(latents[: max(self.ks)])), ("neurons", dense[:, neurons[: max(self.ks)]])):
-            ks = tuple(k for k in self.ks if k <= f.shape[1])
-            train, held = standardised(f[~test].astype(np.float64), f[test].astype(np.float64))
-            w, b = nested_logistic(train, y[~test], ks, self.c)
-            for i, k in enumerate(ks):
-                add(features, k, held @ w[i] + b[i])
-        add("dense", dense.shape[1], dense_margin(dense[~test], y[~test], dense[test], self.c))
-        add("majority", 0, np.full(int(test.sum()), 1.0 if y[~test].mean() > 0.5 else -1.0))
+    def _margins(
+        self, f: sp.csr_matrix, x: np.ndarray, y: np.ndarray, test: np.ndarray, ctx: Context
+    ) -> Iterator[tuple[str, int, np.ndarray]]:
+        """Yield (features, k, decision values on the test rows); what does not depend on the SAE is kept in the store."""
+        ks, found = self._sparse(f, y, test)
+        yield from (("latents", k, margin) for k, margin in zip(ks, found, strict=True))
+        ks = tuple(k for k in self.ks if k <= x.shape[1])
+        parts = {"x": array_sha256(x, y, test), "ks": ks, "c": self.c, "ranking": self.ranking, "rule": 1}
+
+        def lines() -> dict[str, np.ndarray]:
+            neurons = self._sparse(sp.csr_matrix(x), y, test)[1]
+            return {"neurons": neurons, "dense": dense_margin(x[~test], y[~test], x[test], self.c)}
+
+        kept = ctx.store.get("probes", parts, lines)
+        yield from (("neurons", k, margin) for k, margin in zip(ks, np.asarray(kept["neurons"]), strict=True))
+        yield "dense", x.shape[1], np.asarray(kept["dense"])
+        yield "majority", 0, np.full(int(test.sum()), 1.0 if y[~test].mean() > 0.5 else -1.0)
+
+    def _sparse(self, f: sp.csr_matrix, y: np.ndarray, test: np.ndarray) -> tuple[tuple[int, ...], np.ndarray]:
+        """Numbers of columns k, and decision values [k, n_test] of probes on the k best columns."""
+        ks = tuple(k for k in self.ks if k <= f.shape[1])
+        best = ranked(self.ranking, f[~test], y[~test] == 1, max(ks))
+        chosen = f[:, best].toarray().astype(np.float64)
+        train, held = standardised(chosen[~test], chosen[test])
+        w, b = nested_logistic(train, y[~test], ks, self.c)
+        return ks, w @ held.T + b[:, None]
 
 
 def dense_margin(train: np.ndarray, y: np.ndarray, test: np.ndarray, c: float) -> np.ndarray:
@@ -182,17 +187,6 @@ def dense_margin(train: np.ndarray, y: np.ndarray, test: np.ndarray, c: float) -
 def _sample(full: Labelled, most: int, ctx: Context) -> Labelled:
     at = stratified_sample(full.labels, most, ctx.rng("sample", full.info.name))
     return Labelled(full.info, [full.texts[i] for i in at], full.labels[at], full.counts)
-
-
-def _pooled_activations(ctx: Context, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
-    """Mean activation of each row's kept tokens, and whether it has any."""
-    tokens = Harvest(ctx.lm, ctx.hook, ctx.store).tokens(rows)
-    keep = keep_mask(rows, tokens, ctx.norm_cut)
-    row = np.repeat(np.arange(len(rows.lengths)), rows.lengths)[keep]
-    sums = np.zeros((len(rows.lengths), tokens.shape[1]))
-    np.add.at(sums, row, tokens[keep])
-    size = np.bincount(row, minlength=len(sums))
-    return (sums / np.maximum(size, 1)[:, None]).astype(np.float32), size > 0
 
 
 def _append(

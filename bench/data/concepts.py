@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,6 +19,8 @@ class Concepts:
         group: [n] integers; items of one group (one word, one child concept) stay on one side of every split.
         identity: What the activations are, beyond the site; keys the codes in the store.
         counts: What was used and left out, by name.
+        known: [n, c] bool; where it is False an item is neither an example of a concept nor a counter-example.
+        part: [n] 0 training, 1 validation, 2 test, where the items come with a split.
     """
 
     x: np.ndarray
@@ -27,3 +29,12 @@ class Concepts:
     group: np.ndarray
     identity: Mapping[str, object]
     counts: Mapping[str, int]
+    known: np.ndarray
+    part: np.ndarray | None = None
+
+    def where(self, keep: np.ndarray) -> Concepts:
+        """Some of the items, by boolean mask."""
+        if keep.all():
+            return self
+        part = None if self.part is None else self.part[keep]
+        return replace(self, x=self.x[keep], labels=self.labels[keep], group=self.group[keep], known=self.known[keep], part=part)

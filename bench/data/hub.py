@@ -39,11 +39,11 @@ def hub_corpus(reference: str, split_version: str) -> Corpus:
         except (OSError, ValueError, KeyError, ConnectionError) as e:
             raise UnavailableError(f"hf:{name} cannot be read: {e}", "check name, revision, split, column and network") from e
 
-    pinned = _commit(name, revision)
+    pinned = commit(name, revision)
     return Corpus(f"hf:{reference}", f"hf:{name}@{pinned}#{config}/{split}/{column}/split{split_version}", read)
 
 
-def _commit(name: str, revision: str) -> str:
+def commit(name: str, revision: str) -> str:
     """The commit a revision stands for; branches move, so a name alone would not identify the data."""
     if len(revision) == 40:
         return revision

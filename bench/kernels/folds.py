@@ -59,3 +59,30 @@ def source_families(texts: Mapping[str, Sequence[bytes]], groups: Mapping[str, s
     label = connected_components(graph, directed=False)[1]
     first = {c: n for c, n in reversed(list(zip(label, names, strict=True)))}
     return {n: first[c] for n, c in zip(names, label, strict=True)}
+
+
+def three_parts(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """[n] int8: 0 training (60 %), 1 validation (20 %), 2 test (20 %), in these shares within every class."""
+    held = stratified_split(labels, 0.4, rng)
+    test = np.zeros(len(labels), dtype=bool)
+    test[held] = stratified_split(labels[held], 0.5, rng)
+    return (held.astype(np.int8) + test).astype(np.int8)
+
+
+def group_folds(groups: np.ndarray, labels: np.ndarray, folds: int, rng: np.random.Generator) -> np.ndarray:
+    """[n] fold of each item; items of one group share it, and every label's groups are spread over the folds.
+
+    Args:
+        groups: [n] integers.
+        labels: [n, c] bool; a group counts for the rarest of its labels.
+        folds: Number of folds.
+        rng: Order of the groups within a label.
+    """
+    names, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
+    held = labels[first]
+    rarity = np.where(held, held.sum(0), np.iinfo(np.int64).max)
+    key = np.where(held.any(1), rarity.argmin(1), labels.shape[1])
+    order = np.lexsort((rng.permutation(len(names)), key))
+    fold = np.empty(len(names), np.int64)
+    fold[order] = np.arange(len(names)) % folds
+    return fold[inverse]

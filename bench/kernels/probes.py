@@ -29,7 +29,9 @@ def standardised(
     return (train - mean) / safe, (test - mean) / safe
 
 
-def nested_logistic(x: np.ndarray, y: np.ndarray, sizes: tuple[int, ...], c: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+def nested_logistic(
+    x: np.ndarray, y: np.ndarray, sizes: tuple[int, ...], c: float = 1.0, weight: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """L2 logistic regressions on the first k columns, for every k at once, by Newton's method in float64.
 
     Minimises ½‖w‖² + c · Σ log(1 + exp(−s_i (x_i·w + b))) with s = ±1 and b unpenalised: scikit-learn's objective.
@@ -39,6 +41,7 @@ def nested_logistic(x: np.ndarray, y: np.ndarray, sizes: tuple[int, ...], c: flo
         y: [n] labels 0 or 1, both present.
         sizes: Numbers of leading columns, each ≤ p.
         c: Inverse strength of the penalty.
+        weight: [n] weights of the rows, 1 if not given.
 
     Returns:
         Weights [len(sizes), p] (zero beyond k) and intercepts [len(sizes)].
@@ -49,30 +52,31 @@ def nested_logistic(x: np.ndarray, y: np.ndarray, sizes: tuple[int, ...], c: flo
     mask = np.concatenate([used, np.ones((len(sizes), 1), bool)], axis=1)
     penalty = np.concatenate([np.ones(p), [0.0]])
     w = np.zeros((len(sizes), p + 1))
-    w[:, -1] = np.log(y.mean() / (1 - y.mean()))
+    mass = np.full(n, c) if weight is None else c * weight
+    w[:, -1] = np.log(mass[y == 1].sum() / mass[y == 0].sum())
     for _ in range(_STEPS):
         margin = w @ design.T
         prob = expit(margin)
-        gradient = np.where(mask, c * (prob - y) @ design + penalty * w, 0.0)
-        if np.abs(gradient).max() < _TOLERANCE * max(1.0, c * n):
+        gradient = np.where(mask, (mass * (prob - y)) @ design + penalty * w, 0.0)
+        if np.abs(gradient).max() < _TOLERANCE * max(1.0, float(mass.sum())):
             break
-        weight = c * prob * (1 - prob)
-        hessian = np.einsum("sn,ni,nj->sij", weight, design, design, optimize=True) + np.diag(penalty)
+        curve = mass * prob * (1 - prob)
+        hessian = np.stack([(design * h[:, None]).T @ design for h in curve]) + np.diag(penalty)
         pair = mask[:, :, None] & mask[:, None, :]
         hessian = np.where(pair, hessian, 0.0) + np.einsum("si,ij->sij", ~mask + 1e-10, np.eye(p + 1))
         step = np.linalg.solve(hessian, gradient[..., None])[..., 0]
-        w = _descend(w, step, gradient, design, y, penalty, c)
+        w = _descend(w, step, gradient, design, y, penalty, mass)
     return w[:, :-1], w[:, -1]
 
 
 def _descend(
-    w: np.ndarray, step: np.ndarray, gradient: np.ndarray, design: np.ndarray, y: np.ndarray, penalty: np.ndarray, c: float
+    w: np.ndarray, step: np.ndarray, gradient: np.ndarray, design: np.ndarray, y: np.ndarray, penalty: np.ndarray, mass: np.ndarray
 ) -> np.ndarray:
     """One Newton step per problem, halved until the objective falls enough (Armijo)."""
 
     def objective(v: np.ndarray) -> np.ndarray:
         margin = v @ design.T
-        return 0.5 * (penalty * v * v).sum(1) + c * (np.logaddexp(0, margin) - y * margin).sum(1)
+        return 0.5 * (penalty * v * v).sum(1) + (mass * (np.logaddexp(0, margin) - y * margin)).sum(1)
 
     start, slope, size = objective(w), (gradient * step).sum(1), np.ones(len(w))
     for _ in range(30):

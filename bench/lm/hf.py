@@ -82,17 +82,18 @@ class LanguageModel:
     def token_rows(self, text: str, context: int) -> list[list[int]]:
         """Token ids of a text in rows of at most `context`, each starting with BOS if the tokenizer adds one."""
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        lead = self._lead()
+        lead = self.lead()
         width = context - len(lead)
         return [lead + ids[i : i + width] for i in range(0, len(ids), width)]
 
     def tail_row(self, text: str, context: int) -> list[int]:
         """Token ids of the *last* `context` tokens of a text (BOS kept in front if the tokenizer adds one)."""
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        lead = self._lead()
+        lead = self.lead()
         return lead + ids[-(context - len(lead)) :]
 
-    def _lead(self) -> list[int]:
+    def lead(self) -> list[int]:
+        """BOS, where the tokenizer adds one."""
         ids: list[int] = self.tokenizer("", verbose=False)["input_ids"]
         return ids[:1] if ids and ids[0] == self.tokenizer.bos_token_id else []
 
@@ -116,12 +117,13 @@ class LanguageModel:
             raise UsageError(f"{self.name} has {self.n_layers} layers, no {hook}", f"choose a layer from 0 to {self.n_layers - 1}")
 
     @torch.no_grad()
-    def read(self, ids: Tensor, hooks: Sequence[Hook]) -> dict[Hook, Tensor]:
+    def read(self, ids: Tensor, hooks: Sequence[Hook], past: Any = None) -> dict[Hook, Tensor]:
         """Activations at some hooks; blocks after the last of them do not run.
 
         Args:
             ids: [batch, length] token ids, padded on the right.
             hooks: Places to read.
+            past: transformers cache of the keys and values of earlier tokens; those of `ids` are added to it.
 
         Returns:
             For each hook [batch, length, d].
@@ -138,7 +140,8 @@ class LanguageModel:
 
         handles = [self.module(h).register_forward_hook(reader(h)) for h in set(hooks)]
         try:
-            self.model.base_model(input_ids=ids.to(self.device), use_cache=False)
+            earlier = {} if past is None else {"past_key_values": past}
+            self.model.base_model(input_ids=ids.to(self.device), use_cache=past is not None, **earlier)
         except _Stop:
             pass
         finally:

@@ -1,0 +1,45 @@
+"""Hierarchy geometry: is what tells a child from its parent orthogonal to the parent? (Park et al. 2024, arXiv 2406.01506)."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+
+def hierarchy_cosines(
+    means: Float[np.ndarray, "k d"], member: Bool[np.ndarray, "k p"], rng: np.random.Generator
+) -> tuple[Float[np.ndarray, " p"], Float[np.ndarray, " p"]]:
+    """Mean over a parent's children of cos(child − parent, parent), and the same with a random parent in its place.
+
+    A parent's vector is the mean of its other children less the mean of all that are not its children; it is taken
+    from two halves of the other children, one for each side of the cosine, so that noise in it does not pull the
+    value below 0. The child's vector has the same origin.
+
+    Args:
+        means: [k, d] mean (decoded) activation of each child concept.
+        member: [k, p] which children belong to which parent; at least 3 per parent, and one child outside it.
+        rng: Draws the halves and the random parents.
+
+    Returns:
+        [p] value with the own parent, and [p] with a random parent that the child does not belong to (0 where every
+        child belongs to every parent).
+    """
+    own, other = np.zeros(member.shape[1]), np.zeros(member.shape[1])
+    for p in range(member.shape[1]):
+        children = np.flatnonzero(member[:, p]).tolist()
+        own[p] = np.mean([_cosine(means, member[:, p], c, rng) for c in children])
+        strangers = [(c, np.flatnonzero(~member[c])) for c in children]
+        drawn = [_cosine(means, member[:, rng.choice(q)], c, rng) for c, q in strangers if len(q)]
+        other[p] = np.mean(drawn) if drawn else 0.0
+    return own, other
+
+
+def _cosine(means: np.ndarray, belongs: np.ndarray, child: int, rng: np.random.Generator) -> float:
+    rest = rng.permutation(np.setdiff1d(np.flatnonzero(belongs), child))
+    outside = belongs.copy()
+    outside[child] = True
+    origin = means[~outside].mean(0)
+    one, two = (means[half].mean(0) - origin for half in (rest[::2], rest[1::2]))
+    step = means[child] - origin - one
+    size = float(np.linalg.norm(step) * np.linalg.norm(two))
+    return float(step @ two) / size if size > 0 else 0.0
