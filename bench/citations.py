@@ -2,72 +2,104 @@
 
 from __future__ import annotations
 
-_ENTRIES: dict[str, tuple[str, dict[str, str]]] = {
+# key: title, authors, year, arXiv number
+_ARXIV: dict[str, tuple[str, str, str, str]] = {
+    "korznikov2025ortsae": (
+        "{OrtSAE}: Orthogonal Sparse Autoencoders Uncover Atomic Features",
+        "Korznikov, Anton and Galichin, Andrey and Dontsov, Alexey and Rogov, Oleg and Tutubalina, Elena and Oseledets, Ivan",
+        "2025",
+        "2509.22033",
+    ),
+    "gao2024": (
+        "Scaling and evaluating sparse autoencoders",
+        "Gao, Leo and Dupr{\\'e} la Tour, Tom and Tillman, Henk and Goh, Gabriel and Troll, Rajan and "
+        "Radford, Alec and Sutskever, Ilya and Leike, Jan and Wu, Jeffrey",
+        "2024",
+        "2406.04093",
+    ),
+    "bussmann2024batchtopk": (
+        "{BatchTopK} Sparse Autoencoders",
+        "Bussmann, Bart and Leask, Patrick and Nanda, Neel",
+        "2024",
+        "2412.06410",
+    ),
+    "karvonen2025saebench": (
+        "{SAEBench}: A Comprehensive Benchmark for Sparse Autoencoders in Language Model Interpretability",
+        "Karvonen, Adam and Rager, Can and Lin, Johnny and Tigges, Curt and Bloom, Joseph and others",
+        "2025",
+        "2503.09532",
+    ),
+    "gurnee2023": (
+        "Finding Neurons in a Haystack: Case Studies with Sparse Probing",
+        "Gurnee, Wes and Nanda, Neel and Pauly, Matthew and Harvey, Katherine and Troitskii, Dmitrii and Bertsimas, Dimitris",
+        "2023",
+        "2305.01610",
+    ),
+    "kantamneni2025": (
+        "Are Sparse Autoencoders Useful? A Case Study in Sparse Probing",
+        "Kantamneni, Subhash and Engels, Joshua and Rajamanoharan, Senthooran and Tegmark, Max and Nanda, Neel",
+        "2025",
+        "2502.16681",
+    ),
+    "chanin2024": (
+        "{A} is for {Absorption}: Studying Feature Splitting and Absorption in Sparse Autoencoders",
+        "Chanin, David and Wilken-Smith, James and Dulka, Tom{\\'a}{\\v s} and Bhatnagar, Hardik and Golechha, Satvik and Bloom, Joseph",
+        "2024",
+        "2409.14507",
+    ),
+    "park2024hierarchy": (
+        "The Geometry of Categorical and Hierarchical Concepts in Large Language Models",
+        "Park, Kiho and Choe, Yo Joong and Jiang, Yibo and Veitch, Victor",
+        "2024",
+        "2406.01506",
+    ),
+    "leask2025metasae": (
+        "Sparse Autoencoders Do Not Find Canonical Units of Analysis",
+        "Leask, Patrick and Bussmann, Bart and Pearce, Michael and Bloom, Joseph and Tigges, Curt and "
+        "Al Moubayed, Noura and Sharkey, Lee and Nanda, Neel",
+        "2025",
+        "2502.04878",
+    ),
+    "marks2024sparse": (
+        "Sparse Feature Circuits: Discovering and Editing Interpretable Causal Graphs in Language Models",
+        "Marks, Samuel and Rager, Can and Michaud, Eric J. and Belinkov, Yonatan and Bau, David and Mueller, Aaron",
+        "2024",
+        "2403.19647",
+    ),
+    "karvonen2024targeted": (
+        "Evaluating Sparse Autoencoders on Targeted Concept Erasure Tasks",
+        "Karvonen, Adam and Rager, Can and Marks, Samuel and Nanda, Neel",
+        "2024",
+        "2411.18895",
+    ),
+    "engels2024": (
+        "Not All Language Model Features Are One-Dimensionally Linear",
+        "Engels, Joshua and Michaud, Eric J. and Liao, Isaac and Gurnee, Wes and Tegmark, Max",
+        "2024",
+        "2405.14860",
+    ),
+}
+_OTHER: dict[str, tuple[str, dict[str, str]]] = {
     "ortsaebench": (
         "software",
         {"title": "{ortsae-bench}: an evaluation suite for sparse autoencoders", "author": "{ortsae-bench maintainers}", "year": "2026"},
     ),
-    "korznikov2025ortsae": (
-        "misc",
+    "miller1995wordnet": (
+        "article",
         {
-            "title": "{OrtSAE}: Orthogonal Sparse Autoencoders Uncover Atomic Features",
-            "author": "Korznikov, Anton and Galichin, Andrey and Dontsov, Alexey and Rogov, Oleg and Tutubalina, Elena and Oseledets, Ivan",
-            "year": "2025",
-            "eprint": "2509.22033",
-            "archivePrefix": "arXiv",
+            "title": "{WordNet}: A Lexical Database for {English}",
+            "author": "Miller, George A.",
+            "journal": "Communications of the ACM",
+            "volume": "38",
+            "number": "11",
+            "pages": "39--41",
+            "year": "1995",
         },
     ),
-    "gao2024": (
-        "misc",
-        {
-            "title": "Scaling and evaluating sparse autoencoders",
-            "author": "Gao, Leo and Dupr{\\'e} la Tour, Tom and Tillman, Henk and Goh, Gabriel and Troll, Rajan and Radford, Alec and "
-            "Sutskever, Ilya and Leike, Jan and Wu, Jeffrey",
-            "year": "2024",
-            "eprint": "2406.04093",
-            "archivePrefix": "arXiv",
-        },
-    ),
-    "bussmann2024batchtopk": (
-        "misc",
-        {
-            "title": "{BatchTopK} Sparse Autoencoders",
-            "author": "Bussmann, Bart and Leask, Patrick and Nanda, Neel",
-            "year": "2024",
-            "eprint": "2412.06410",
-            "archivePrefix": "arXiv",
-        },
-    ),
-    "karvonen2025saebench": (
-        "misc",
-        {
-            "title": "{SAEBench}: A Comprehensive Benchmark for Sparse Autoencoders in Language Model Interpretability",
-            "author": "Karvonen, Adam and Rager, Can and Lin, Johnny and Tigges, Curt and Bloom, Joseph and others",
-            "year": "2025",
-            "eprint": "2503.09532",
-            "archivePrefix": "arXiv",
-        },
-    ),
-    "gurnee2023": (
-        "misc",
-        {
-            "title": "Finding Neurons in a Haystack: Case Studies with Sparse Probing",
-            "author": "Gurnee, Wes and Nanda, Neel and Pauly, Matthew and Harvey, Katherine and Troitskii, Dmitrii and Bertsimas, Dimitris",
-            "year": "2023",
-            "eprint": "2305.01610",
-            "archivePrefix": "arXiv",
-        },
-    ),
-    "kantamneni2025": (
-        "misc",
-        {
-            "title": "Are Sparse Autoencoders Useful? A Case Study in Sparse Probing",
-            "author": "Kantamneni, Subhash and Engels, Joshua and Rajamanoharan, Senthooran and Tegmark, Max and Nanda, Neel",
-            "year": "2025",
-            "eprint": "2502.16681",
-            "archivePrefix": "arXiv",
-        },
-    ),
+}
+_ENTRIES = _OTHER | {
+    key: ("misc", {"title": title, "author": author, "year": year, "eprint": number, "archivePrefix": "arXiv"})
+    for key, (title, author, year, number) in _ARXIV.items()
 }
 
 

@@ -8,8 +8,11 @@ from functools import cached_property
 
 import numpy as np
 
+from bench.data.attributes import Classes, TwoWay, load_classes, load_two_way
+from bench.data.concepts import Concepts
 from bench.data.labelled import Labelled, load_set
 from bench.data.text import Corpus, Rows, rows_of, tokenised
+from bench.lm.concepts import Hierarchy, Spelling
 from bench.lm.harvest import Harvest, keep_mask, norm_cut
 from bench.lm.hf import LanguageModel
 from bench.lm.hooks import Hook, parse_hook
@@ -69,6 +72,8 @@ class Context:
         seed: Root of every random draw.
         against: Name and SAE to compare dictionaries with (`--against`).
         labelled: Reads a labelled set by name.
+        two_way: Reads a set with two attributes by name.
+        classes: Reads a set of several classes by name.
     """
 
     opener: Callable[[], LanguageModel]
@@ -78,6 +83,8 @@ class Context:
     seed: int = 0
     against: tuple[str, Canonical] | None = None
     labelled: Callable[[str], Labelled] = load_set
+    two_way: Callable[[str], TwoWay] = load_two_way
+    classes: Callable[[str], Classes] = load_classes
 
     def rng(self, *path: object) -> np.random.Generator:
         """Generator of one named draw."""
@@ -87,6 +94,11 @@ class Context:
     def lm(self) -> LanguageModel:
         """The language model, opened on first use."""
         return self.opener()
+
+    @property
+    def device(self) -> str:
+        """Where activations are computed."""
+        return self.lm.device
 
     @property
     def hook(self) -> Hook:
@@ -170,6 +182,15 @@ class Context:
 
         parts = {**self.site, "pooled": rows.sha256, "cut": self.norm_cut, "sae": sae.sha256}
         return _codes(self.store.get("codes", parts, compute), sae.d_sae)
+
+    def concepts(self, request: Spelling | Hierarchy) -> Concepts:
+        """Words or sentences with one activation each, and the concepts that hold for them."""
+        return request.read(self.lm, self.hook, self.store, self.norm_cut, self.seed)
+
+    def concepts_planned(self, request: Spelling | Hierarchy) -> tuple[int, int]:
+        """Tokens that `concepts` runs through the language model, and how many of them are done already."""
+        prompts = request.prompts(self.lm, self.seed)
+        return prompts.tokens_run, prompts.tokens_run * prompts.cached(self.lm, self.hook, self.store)
 
     def _shards(self, rows: Rows) -> Iterator[tuple[np.ndarray, Tokens]]:
         """Yield (row indices, their tokens), a bounded number of tokens at a time."""

@@ -49,7 +49,7 @@ class AbsorptionHierarchy:
         "the geometry is that of the reconstruction: a language model without the hierarchy gives no orthogonality to find",
     )
     headline: ClassVar[tuple[str, ...]] = ("absorption_parent_fraction", "absorption_parent_full", "k1_f1", "hierarchy_cosine")
-    sentences: int = 8
+    sentences: int = 4
     fewest: int = 16
 
     def __post_init__(self) -> None:

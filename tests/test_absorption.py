@@ -105,8 +105,8 @@ def world(rate: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarra
 def score(rate: float, seed: int = 0, scale: float = 1.0) -> Measured:
     x, y, item, f, rows = world(rate, seed)
     part = np.array([0, 0, 0, 1, 2])[(np.arange(len(item)) + item) % 5].astype(np.int8)
-    known = np.ones_like(y)
-    return measure(x * np.float32(scale), y, known, part, concept_probes(x * np.float32(scale), y, known, part), f * np.float32(scale), rows)
+    known, x = np.ones_like(y), x * np.float32(scale)
+    return measure(x, y, known, part, concept_probes(x, y, known, part), f * np.float32(scale), rows)
 
 
 def test_planted_rates_come_back() -> None:

@@ -51,24 +51,22 @@ def many_logistic(
         Weights [c, p] and intercepts [c].
     """
     a = np.concatenate([x, np.ones((len(x), 1))], axis=1).astype(np.float64)
-    problems, p = y.shape[1], x.shape[1]
-    mass = c * (np.ones(y.shape) if weight is None else weight)
-    penalised = np.append(np.ones(p), 0.0)
-
-    def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        w = flat.reshape(problems, p + 1)
-        margin = a @ w.T
-        loss = (mass * (np.logaddexp(0, margin) - y * margin)).sum() + 0.5 * (penalised * w * w).sum()
-        gradient = (mass * (expit(margin) - y)).T @ a + penalised * w
-        return float(loss), gradient.ravel()
-
-    first = np.zeros((problems, p + 1)) if start is None else start
-    bound = tolerance * max(1.0, float(mass.sum(0).max()))
-    found = minimize(
-        objective, first.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": _STEPS, "gtol": bound, "ftol": 0, "maxcor": 20}
-    )
-    w = found.x.reshape(problems, p + 1)
+    p, mass = x.shape[1], c * (np.ones(y.shape) if weight is None else weight)
+    first = np.zeros((y.shape[1], p + 1)) if start is None else start
+    options = {"maxiter": _STEPS, "gtol": tolerance * max(1.0, float(mass.sum(0).max())), "ftol": 0, "maxcor": 20}
+    found = minimize(_objective, first.ravel(), (a, y, mass), jac=True, method="L-BFGS-B", options=options)
+    w = found.x.reshape(y.shape[1], p + 1)
     return w[:, :p], w[:, p]
+
+
+def _objective(flat: np.ndarray, a: np.ndarray, y: np.ndarray, mass: np.ndarray) -> tuple[float, np.ndarray]:
+    """Sum of all problems' losses and its gradient; the last column of `a` is the intercept's."""
+    w = flat.reshape(y.shape[1], a.shape[1])
+    kept = w.copy()
+    kept[:, -1] = 0.0
+    margin = a @ w.T
+    loss = (mass * (np.logaddexp(0, margin) - y * margin)).sum() + 0.5 * (kept * kept).sum()
+    return float(loss), ((mass * (expit(margin) - y)).T @ a + kept).ravel()
 
 
 def l1_logistic(x: sp.csr_matrix, y: Bool[np.ndarray, "n c"], known: Bool[np.ndarray, "n c"], strength: float) -> Float[np.ndarray, "c m"]:
