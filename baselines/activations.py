@@ -15,8 +15,10 @@ from bench.lm.hf import LanguageModel
 from bench.lm.hooks import Hook
 from bench.rng import numpy_rng
 from bench.store import Store, digest
+from bench.worlds.planted import World
 
 CALIBRATION = 65_536
+_PLANTED_SHARD = 32_768
 
 
 @dataclass(frozen=True)
@@ -105,3 +107,18 @@ def harvested(lm: LanguageModel, hook: Hook, corpus: Corpus, tokens: int, store:
     n = sum(len(k) for k in kept)
     identity = digest([lm.name, lm.revision, str(hook), rows.sha256, cut])
     return TrainingSet(tuple(shards), tuple(kept), identity, 1 - n / len(rows.ids), seed)
+
+
+def planted(world: World, tokens: int, store: Store, seed: int) -> TrainingSet:
+    """Draw (or find in the store) tokens of a planted world; none is masked.
+
+    The draws depend on the world alone: two runs see the same tokens, in the order of their own seed.
+    """
+    shards: list[np.ndarray] = []
+    for i in range(0, tokens, _PLANTED_SHARD):
+        n = min(_PLANTED_SHARD, tokens - i)
+        parts = {"world": world.spec.sha256, "training": i // _PLANTED_SHARD, "tokens": n, "dtype": "float16"}
+        rng = numpy_rng(world.spec.seed, "training", i // _PLANTED_SHARD)
+        shards.append(store.get("planted", parts, lambda n=n, rng=rng: {"x": world.sample(n, rng)[0].astype(np.float16)})["x"])
+    kept = tuple(np.arange(len(x)) for x in shards)
+    return TrainingSet(tuple(shards), kept, digest(["planted", world.spec.sha256, tokens]), 0.0, seed)

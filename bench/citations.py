@@ -78,6 +78,19 @@ _ARXIV: dict[str, tuple[str, str, str, str]] = {
         "2024",
         "2405.14860",
     ),
+    "chanin2026synth": (
+        "{SynthSAEBench}: Evaluating Sparse Autoencoders on Scalable Realistic Synthetic Data",
+        "Chanin, David and Garriga-Alonso, Adri{\\`a}",
+        "2026",
+        "2602.14687",
+    ),
+    "song2025consistency": (
+        "Position: Mechanistic Interpretability Should Prioritize Feature Consistency in {SAEs}",
+        "Song, Xiangchen and Muhamed, Aashiq and Zheng, Yujia and Kong, Lingjing and Tang, Zeyu and Diab, Mona T. and "
+        "Smith, Virginia and Zhang, Kun",
+        "2025",
+        "2505.20254",
+    ),
 }
 _OTHER: dict[str, tuple[str, dict[str, str]]] = {
     "ortsaebench": (

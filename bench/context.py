@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 
@@ -76,6 +77,7 @@ class Context:
         classes: Reads a set of several classes by name.
     """
 
+    has_lm: ClassVar[bool] = True  # a planted world has none
     opener: Callable[[], LanguageModel]
     site: Mapping[str, str]
     corpus: Corpus

@@ -41,6 +41,8 @@ def _job(job: Job, records: Records, seen: set[str]) -> dict[str, Any]:
     }
     if records.find(job.subject, job.facts, job.key) is not None:
         return {**base, "recorded": True}
+    if not job.context.has_lm:  # drawn, not read
+        return {**base, "read_tokens": 0, "cached_tokens": 0, "tail_tokens": 0}
     lm, work = job.context.lm, job.task.work(job.context)
     place = f"{job.subject.lm} {job.subject.revision} {job.subject.hook} "
     new = {k: v for k, v in work.read.items() if place + k not in seen}  # a text read for one task serves the next

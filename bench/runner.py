@@ -25,7 +25,9 @@ from bench.sae.checkpoint import Loaded
 from bench.spec import RunSpec
 from bench.store import Store
 from bench.testing import check_sae
-from bench.types import SAE
+from bench.types import SAE, NotApplicable
+from bench.worlds.context import NoLanguageModelError, WorldContext, world_context, world_site
+from bench.worlds.names import is_world, open_world
 
 _NO_MEMORY = ResourceError("out of memory", "use --limit, a smaller suite, or another --device")
 
@@ -111,9 +113,11 @@ def jobs(spec: RunSpec, objects: Mapping[str, SAE] | None = None) -> list[Job]:
     for loaded in opened:
         site, notes = _site(spec, loaded, shared)
         subject = _subject(loaded, site)
-        opener = partial(_fitting, partial(shared, notes[0]), subject)
         other, doubts = _other(spec, against, loaded, site, device)
-        context = Context(opener, site, corpus, store, spec.seed, other)
+        if is_world(notes[0]):
+            context = _planted(notes[0], subject, store, spec.seed, other)
+        else:
+            context = Context(partial(_fitting, partial(shared, notes[0]), subject), site, corpus, store, spec.seed, other)
         sae = Canonical(_on_device(loaded.sae, device))
         made += [_job(subject, sae, t, context, (*notes[1], *doubts)) for t in tasks]
     return made
@@ -151,10 +155,13 @@ def measure(todo: list[Job], records: Records) -> Iterator[Outcome]:
 
 def _measure(job: Job, records: Records) -> Record:
     start = time.perf_counter()
-    answer = job.task.run(job.sae, job.context)
+    try:
+        answer = job.task.run(job.sae, job.context)
+    except NoLanguageModelError as e:
+        answer = NotApplicable(e.cause)
     facts = {
         "code": provenance.code_version(),
-        "environment": provenance.environment(job.context.lm.device),
+        "environment": provenance.environment(job.context.device),
         "seconds": round(time.perf_counter() - start, 3),
         "peak_memory_mib": provenance.peak_memory_mb(),
         "measured_at": provenance.now(),
@@ -190,6 +197,8 @@ def _site(spec: RunSpec, loaded: Loaded, shared: Any) -> tuple[dict[str, str], t
         raise UsageError(
             f"{loaded.name}: the checkpoint does not say which language model it belongs to", "give --lm, such as --lm hf:gpt2"
         )
+    if is_world(spec.lm or loaded.lm):
+        return _planted_site(spec.lm or loaded.lm, loaded)
     if not (spec.hook or loaded.hook):
         raise UsageError(
             f"{loaded.name}: the checkpoint does not say which hook it belongs to", "give --hook, such as --hook blocks.7.hook_resid_post"
@@ -218,6 +227,24 @@ def _fitting(opener: Any, subject: SubjectFacts) -> LanguageModel:
             "choose the model and hook the SAE was trained on",
         )
     return lm
+
+
+def _planted_site(reference: str, loaded: Loaded) -> tuple[dict[str, str], tuple[str, tuple[str, ...]]]:
+    world, notes = open_world(reference), list[str]()
+    if loaded.lm and loaded.lm != world.name:
+        notes.append(f"the checkpoint names {loaded.lm}; measured on {world.name}")
+    elif loaded.lm and loaded.facts.get("revision", world.spec.sha256) != world.spec.sha256:
+        notes.append(f"{world.name} is not what it was when this SAE was trained on it")
+    return world_site(world), (reference, (*notes, *loaded.oddities))
+
+
+def _planted(reference: str, subject: SubjectFacts, store: Store, seed: int, other: tuple[str, Canonical] | None) -> WorldContext:
+    world = open_world(reference)
+    if world.d != subject.d_in:
+        raise CheckpointError(
+            f"{subject.name} takes {subject.d_in} numbers, {reference} gives {world.d}", "choose the world it was trained on"
+        )
+    return world_context(world, store, seed, other)
 
 
 def _subject(loaded: Loaded, site: Mapping[str, str]) -> SubjectFacts:

@@ -64,10 +64,11 @@ class Reconstruction:
         mean = text.kept.mean(0, dtype=np.float64)
         sums = document_sums(text.kept, xhat, text.document, mean)
         sums["active"] = np.bincount(text.document, codes.l0(), minlength=len(sums["tokens"]))
-        sums |= _losses(ctx, text, xhat)
-        metrics = {**shape_metrics(sums, ctx), **loss_metrics(sums), **_firing_metrics(codes)}
+        if ctx.has_lm:
+            sums |= _losses(ctx, text, xhat)
+        metrics = {**shape_metrics(sums, ctx), **(loss_metrics(sums) if ctx.has_lm else {}), **_firing_metrics(codes)}
         counts = {"tokens": int(text.keep.sum()), "tokens_masked": text.dropped, "documents": len(sums["tokens"])}
-        counts["tokens_scored_for_loss"] = int(sums["scored"].sum())
+        counts["tokens_scored_for_loss"] = int(sums["scored"].sum()) if ctx.has_lm else 0
         details = {"mean_activation_norm": float(np.linalg.norm(mean)), "firing_histogram": _histogram(codes)}
         return Result("explained_variance", metrics, sums, counts, _warnings(sums), details)
 
@@ -146,6 +147,6 @@ def _warnings(sums: Sums) -> tuple[str, ...]:
     notes = []
     if sums["error"].sum() > sums["total"].sum():
         notes.append("worse than predicting the mean: wrong layer, wrong model or unscaled input?")
-    if sums["ce_zero"].sum() <= sums["ce_clean"].sum() or sums["ce_mean"].sum() <= sums["ce_clean"].sum():
+    if "ce_zero" in sums and (sums["ce_zero"].sum() <= sums["ce_clean"].sum() or sums["ce_mean"].sum() <= sums["ce_clean"].sum()):
         notes.append("an ablation does not raise the loss here, so the loss recovered against it is left out")
     return tuple(notes)

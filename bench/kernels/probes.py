@@ -47,44 +47,36 @@ def nested_logistic(
         Weights [len(sizes), p] (zero beyond k) and intercepts [len(sizes)].
     """
     n, p = x.shape
-    used = np.arange(p)[None] < np.array(sizes)[:, None]
-    design = np.concatenate([x, np.ones((n, 1))], axis=1)
-    mask = np.concatenate([used, np.ones((len(sizes), 1), bool)], axis=1)
-    penalty = np.concatenate([np.ones(p), [0.0]])
-    w = np.zeros((len(sizes), p + 1))
     mass = np.full(n, c) if weight is None else c * weight
-    w[:, -1] = np.log(mass[y == 1].sum() / mass[y == 0].sum())
+    design = np.concatenate([np.ones((n, 1)), x], axis=1)
+    w = np.zeros((len(sizes), p + 1))
+    for i, k in enumerate(sizes):  # one at a time: the small ones then cost next to nothing
+        w[i, : k + 1] = _newton(np.ascontiguousarray(design[:, : k + 1]), y, mass)
+    return w[:, 1:], w[:, 0]
+
+
+def _newton(design: np.ndarray, y: np.ndarray, mass: np.ndarray) -> np.ndarray:
+    """[k + 1] the minimum, intercept first, by Newton steps halved until the objective falls enough (Armijo)."""
+    penalty = np.append(0.0, np.ones(design.shape[1] - 1))
+    w = np.zeros(design.shape[1])
+    w[0] = np.log(mass[y == 1].sum() / mass[y == 0].sum())
+
+    def objective(v: np.ndarray) -> float:
+        margin = design @ v
+        return float(0.5 * (penalty * v * v).sum() + (mass * (np.logaddexp(0, margin) - y * margin)).sum())
+
     for _ in range(_STEPS):
-        margin = w @ design.T
-        prob = expit(margin)
-        gradient = np.where(mask, (mass * (prob - y)) @ design + penalty * w, 0.0)
+        prob = expit(design @ w)
+        gradient = (mass * (prob - y)) @ design + penalty * w
         if np.abs(gradient).max() < _TOLERANCE * max(1.0, float(mass.sum())):
             break
-        curve = mass * prob * (1 - prob)
-        hessian = np.stack([(design * h[:, None]).T @ design for h in curve]) + np.diag(penalty)
-        pair = mask[:, :, None] & mask[:, None, :]
-        hessian = np.where(pair, hessian, 0.0) + np.einsum("si,ij->sij", ~mask + 1e-10, np.eye(p + 1))
-        step = np.linalg.solve(hessian, gradient[..., None])[..., 0]
-        w = _descend(w, step, gradient, design, y, penalty, mass)
-    return w[:, :-1], w[:, -1]
-
-
-def _descend(
-    w: np.ndarray, step: np.ndarray, gradient: np.ndarray, design: np.ndarray, y: np.ndarray, penalty: np.ndarray, mass: np.ndarray
-) -> np.ndarray:
-    """One Newton step per problem, halved until the objective falls enough (Armijo)."""
-
-    def objective(v: np.ndarray) -> np.ndarray:
-        margin = v @ design.T
-        return 0.5 * (penalty * v * v).sum(1) + (mass * (np.logaddexp(0, margin) - y * margin)).sum(1)
-
-    start, slope, size = objective(w), (gradient * step).sum(1), np.ones(len(w))
-    for _ in range(30):
-        short = objective(w - size[:, None] * step) > start - 1e-4 * size * slope + 1e-12 * np.abs(start)
-        if not short.any():
-            break
-        size[short] /= 2
-    return w - size[:, None] * step
+        hessian = (design * (mass * prob * (1 - prob))[:, None]).T @ design + np.diag(penalty + 1e-10)
+        step = np.linalg.solve(hessian, gradient)
+        start, slope, size = objective(w), float(gradient @ step), 1.0
+        while size > 2.0**-30 and objective(w - size * step) > start - 1e-4 * size * slope + 1e-12 * abs(start):
+            size /= 2
+        w = w - size * step
+    return w
 
 
 def scores(y: Integer[np.ndarray, " n"], margin: Float[np.ndarray, " n"]) -> dict[str, float]:

@@ -13,6 +13,7 @@ from bench.sae.codes import Codes
 from bench.store import array_sha256
 
 _BLOCK_NUMBERS = 2**24  # dense pre-activations held at a time: 64 MiB of float32
+_CACHED = 512  # tokens at a time on a CPU
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,9 +74,26 @@ class DenseSAE:
     @torch.no_grad()
     def encode_sparse(self, x: np.ndarray) -> Codes:
         """Codes of [n, d_in] activations, computed in blocks of tokens so that memory stays bounded."""
+        if not len(x):
+            return Codes.from_dense(np.zeros((0, self.d_sae), dtype=np.float32))
+        if self.W_enc.device.type == "cpu" and not isinstance(self.act, TopK):
+            return self._above(np.asarray(x, dtype=np.float32))
         block = max(16, _BLOCK_NUMBERS // self.d_sae)
-        parts = [self._block(torch.from_numpy(np.array(x[i : i + block], dtype=np.float32))) for i in range(0, len(x), block)]
-        return Codes.concat(parts) if parts else Codes.from_dense(np.zeros((0, self.d_sae), dtype=np.float32))
+        return Codes.concat([self._block(torch.from_numpy(np.array(x[i : i + block], np.float32))) for i in range(0, len(x), block)])
+
+    def _above(self, x: np.ndarray) -> Codes:
+        """Codes above a threshold on a CPU: NumPy's matrix product, and few enough tokens at a time to stay in its cache."""
+        w, b, centre = (t.detach().float().numpy() for t in (self.W_enc, self.b_enc, self.b_pre))
+        theta = self.act.threshold.detach().float().clamp(min=0).numpy() if isinstance(self.act, JumpReLU) else np.float32(0)
+        pre, active = np.empty((_CACHED, self.d_sae), np.float32), np.empty((_CACHED, self.d_sae), bool)
+        parts: list[Codes] = []
+        for i in range(0, len(x), _CACHED):
+            n = min(_CACHED, len(x) - i)
+            np.add(np.matmul(x[i : i + n] - centre, w, out=pre[:n]), b, out=pre[:n])
+            flat = np.flatnonzero(np.greater(pre[:n], theta, out=active[:n]))
+            rows = flat // self.d_sae
+            parts.append(Codes.from_parts(rows, flat - rows * self.d_sae, pre.reshape(-1)[flat], n, self.d_sae))
+        return Codes.concat(parts)
 
     def _block(self, x: Tensor) -> Codes:
         pre = self.pre_activations(x.to(self.W_enc.device))
@@ -87,8 +105,8 @@ class DenseSAE:
             rows, latents, found = row, cols[row, at], values[row, at]
         else:
             active = pre > (self.act.threshold.clamp(min=0) if isinstance(self.act, JumpReLU) else 0)
-            flat = torch.from_numpy(np.flatnonzero(active.cpu().numpy())).to(pre.device)
-            rows, latents, found = flat // self.d_sae, flat % self.d_sae, pre.reshape(-1)[flat]
+            rows, latents = torch.nonzero(active, as_tuple=True)
+            found = pre[rows, latents]
         return Codes.from_parts(rows.cpu().numpy(), latents.cpu().numpy(), found.cpu().numpy(), len(x), self.d_sae)
 
     def decode_sparse(self, codes: Codes) -> np.ndarray:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bench.verbs.run import HookOption, LmOption, TextOption
 
+if TYPE_CHECKING:
+    from baselines.activations import TrainingSet
+
+Site = tuple[str | None, str | None, str | None, str]  # --lm, --hook, --text, --device
 DEFAULT_HOOK = "blocks.7.hook_resid_post"
 HELP = """Train an SAE with a bundled method or control; interrupted runs go on where they stopped.
 
@@ -20,6 +24,8 @@ Examples:
   python -m bench train batchtopk --tokens 200000 --steps 300 --d-sae 1024 --out quick
 
   python -m bench train random --d-sae 4608 --k 32 --out control
+
+  python -m bench train batchtopk --lm world:small --d-sae 1024 --k 5 --tokens 300000 --out planted
 """
 
 
@@ -61,25 +67,39 @@ def train(
 train.__doc__ = HELP
 
 
-def _fit(
-    method: Any, out: Path, site: tuple[str | None, str | None, str | None, str], tokens: int, recipe: dict[str, Any]
-) -> Mapping[str, Any]:
+def _fit(method: Any, out: Path, site: Site, tokens: int, recipe: dict[str, Any]) -> Mapping[str, Any]:
     """Harvest and train; returns the last log line."""
-    from baselines.activations import harvested
     from baselines.trainer import FitConfig, fit
     from bench import progress
+
+    data, place = _training_set(site, tokens, recipe["seed"])
+    config = FitConfig(**{**recipe, "steps": recipe["steps"] or 2 * data.n // recipe["batch"]})
+    progress.note("training set", kept_tokens=data.n, dropped=round(data.dropped, 4), steps=config.steps)
+    return fit(method, data, config, out, place).log
+
+
+def _training_set(site: Site, tokens: int, seed: int) -> tuple[TrainingSet, dict[str, str]]:
+    """Activations of a language model or of a planted world, and where they are from."""
+    from baselines.activations import harvested, planted
     from bench.data.text import DEFAULT_TEXT, open_corpus
+    from bench.errors import UsageError
     from bench.lm import embedded, open_lm
     from bench.lm.hooks import parse_hook
     from bench.runner import pick_device
     from bench.store import Store
+    from bench.worlds.context import world_site
+    from bench.worlds.names import is_world, open_world
 
     lm, hook, text, device = site
-    model, place = open_lm(lm or embedded.NAME, pick_device(device)), parse_hook(hook or DEFAULT_HOOK)
-    data = harvested(model, place, open_corpus(text or DEFAULT_TEXT), tokens, Store.default(), recipe["seed"])
-    config = FitConfig(**{**recipe, "steps": recipe["steps"] or 2 * data.n // recipe["batch"]})
-    progress.note("training set", kept_tokens=data.n, dropped=round(data.dropped, 4), steps=config.steps)
-    return fit(method, data, config, out, {"lm": model.name, "revision": model.revision, "hook": str(place)}).log
+    if lm and is_world(lm):
+        world = open_world(lm)
+        place = world_site(world)
+        if text or (hook and str(parse_hook(hook)) != place["hook"]):
+            raise UsageError(f"{lm} is a planted world: it has no text and one place only", "leave out --text and --hook")
+        return planted(world, tokens, Store.default(), seed), {k: place[k] for k in ("lm", "revision", "hook")}
+    model, where = open_lm(lm or embedded.NAME, pick_device(device)), parse_hook(hook or DEFAULT_HOOK)
+    data = harvested(model, where, open_corpus(text or DEFAULT_TEXT), tokens, Store.default(), seed)
+    return data, {"lm": model.name, "revision": model.revision, "hook": str(where)}
 
 
 def _method(name: str, params: dict[str, Any]) -> Any:

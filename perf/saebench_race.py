@@ -1,0 +1,108 @@
+"""What the comparison with SAEBench needs on both sides: the clock, SAEs of equal weights, and the machine's rates."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from sae_bench.custom_saes.jumprelu_sae import JumpReluSAE
+from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
+from transformers import LlamaConfig, LlamaModel
+
+from bench.sae.activations import JumpReLU
+from bench.sae.dense import DenseSAE
+
+D_IN, TOKENS, LETTERS = 576, 128, 20
+_LEAN, _PER_LETTER = 0.5, 3  # rows that lean towards a letter's direction, and how many beside its main latent
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def race(*candidates: Callable[[], object], repeats: int = 2) -> list[float]:
+    """Least CPU seconds of each candidate; they take turns, so that all see the same state of the machine."""
+    best = [np.inf] * len(candidates)
+    with silence():
+        for _ in range(repeats):
+            for i, candidate in enumerate(candidates):
+                torch.set_grad_enabled(False)  # SAEBench's probe training switches it on for good
+                start = time.process_time()
+                candidate()
+                best[i] = min(best[i], time.process_time() - start)
+    return best
+
+
+@dataclass(frozen=True)
+class Size:
+    """One dictionary size, and both sides' SAE with the same weights."""
+
+    d_sae: int
+    l0: int
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """Unit decoder rows; the first ones are the directions of letters, the next lean towards them."""
+        w = np.random.default_rng(self.d_sae).standard_normal((self.d_sae, D_IN)).astype(np.float32)
+        w /= np.linalg.norm(w, axis=1, keepdims=True)
+        near = slice(LETTERS, LETTERS * (1 + _PER_LETTER))
+        w[near] = _LEAN * np.tile(w[:LETTERS], (_PER_LETTER, 1)) + np.sqrt(1 - _LEAN**2) * w[near]
+        return w / np.linalg.norm(w, axis=1, keepdims=True)
+
+    @cached_property
+    def threshold(self) -> float:
+        pre = gaussian(256) @ self.rows.T
+        return float(np.partition(pre.ravel(), -256 * self.l0)[-256 * self.l0])
+
+    @cached_property
+    def ours(self) -> DenseSAE:
+        w, zero = torch.from_numpy(self.rows), torch.zeros(D_IN)
+        return DenseSAE(w.T.contiguous(), torch.zeros(self.d_sae), w, zero, zero, JumpReLU(torch.full((self.d_sae,), self.threshold)))
+
+    @cached_property
+    def theirs(self) -> JumpReluSAE:
+        return self._filled(JumpReluSAE(D_IN, self.d_sae, "none", 0, torch.device("cpu"), torch.float32))
+
+    @cached_property
+    def lens(self) -> JumpReLUSAE:
+        return self._filled(JumpReLUSAE(JumpReLUSAEConfig(d_in=D_IN, d_sae=self.d_sae)))
+
+    def _filled(self, sae: torch.nn.Module) -> torch.nn.Module:
+        for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
+            getattr(sae, name).data = getattr(self.ours, name)
+        sae.threshold.data = self.ours.act.threshold
+        return sae
+
+
+def gaussian(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((*shape, D_IN)).astype(np.float32)
+
+
+def gemm_rate() -> float:
+    """Best multiply-add rate, FLOP/s, of torch and NumPy at the encoder's shape."""
+    a, b = gaussian(512), gaussian(16384).T.copy()
+    return 2 * 512 * D_IN * 16384 / min(race(lambda: torch.from_numpy(a) @ torch.from_numpy(b), lambda: a @ b, repeats=5))
+
+
+def lm_rate() -> float:
+    """Tokens per CPU second through half of a model of 135M parameters (random weights, 8 rows of 128 tokens)."""
+    shape = {"hidden_size": D_IN, "num_attention_heads": 9, "num_key_value_heads": 3, "intermediate_size": 1536, "vocab_size": 49152}
+    model = LlamaModel(LlamaConfig(num_hidden_layers=15, **shape)).eval()
+    ids = torch.arange(8 * TOKENS).reshape(8, TOKENS)
+    return 8 * TOKENS / race(lambda: model(ids))[0]
+
+
+def row(stage: str, s: Size, seconds: tuple[float, float], goal: str, note: str) -> None:
+    """One line of the table: SAEBench's seconds, ours, their ratio."""
+    theirs, ours = seconds
+    print(f"| {stage} | {s.d_sae:,} | {theirs:,.3g} | {ours:,.3g} | **{theirs / ours:.3g}×** | {goal} | {note} |", flush=True)
