@@ -33,7 +33,7 @@ class BatchTopK:
         return parts.tied_init(self.d_sae, mean, rng)
 
     def loss(self, w: Weights, x: Tensor, state: State, rng: torch.Generator) -> tuple[dict[str, Tensor], Forward]:
-        codes = batch_top(x - w.b_dec, w.W_enc, w.b_enc, self.k)
+        codes = batch_top(x, w.W_enc, w.b_enc, self.k, w.b_dec)
         xhat = parts.reconstruction(w, codes)
         aux = parts.dead_latent_loss(w, x, xhat, state, k_aux=x.shape[1] // 2)
         return {"mse": parts.mse(x, xhat), "aux": self.aux_weight * aux}, Forward(codes, xhat)

@@ -12,8 +12,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.nn.functional import mse_loss
 
 from baselines.sparse import SparseBatch, decode
+from bench.errors import VerificationError
 from bench.kernels.topk import calibrated_threshold
 from bench.sae.activations import JumpReLU
 from bench.sae.dense import DenseSAE
@@ -98,7 +100,7 @@ def tied_init(d_sae: int, mean: Tensor, rng: torch.Generator) -> Weights:
 
 def mse(x: Tensor, xhat: Tensor) -> Tensor:
     """Squared error summed over dimensions, mean over tokens."""
-    return (x - xhat).square().sum() / len(x)
+    return mse_loss(xhat, x, reduction="sum") / len(x)
 
 
 def reconstruction(w: Weights, codes: SparseBatch) -> Tensor:
@@ -115,12 +117,40 @@ def dead_latent_loss(w: Weights, x: Tensor, xhat: Tensor, state: State, k_aux: i
     dead = state.dead.to(x.device)
     if len(dead) == 0:
         return x.new_zeros(())
-    e = (x - xhat).detach()
-    pre = torch.relu(torch.addmm(w.b_enc[dead], x - w.b_dec, w.W_enc[dead].T))
-    if len(dead) > k_aux:
-        top = pre.topk(k_aux, dim=1, sorted=False)
-        pre = torch.zeros_like(pre).scatter(1, top.indices, top.values)
-    return (e - pre @ w.W_dec[dead]).square().sum() / (e - e.mean(0)).square().sum()
+    return _DeadLatentLoss.apply(w.W_enc, w.b_enc, w.W_dec, w.b_dec, x, (x - xhat).detach(), dead, k_aux)
+
+
+class _DeadLatentLoss(torch.autograd.Function):
+    """The loss with its analytic gradient: five products with the dead latents' rows, where autograd makes six."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, w_enc: Tensor, b_enc: Tensor, w_dec: Tensor, b_dec: Tensor, x: Tensor, e: Tensor, dead: Tensor, k_aux: int
+    ) -> Tensor:
+        rows_enc, rows_dec, centred = w_enc[dead], w_dec[dead], x - b_dec
+        codes = torch.addmm(b_enc[dead], centred, rows_enc.T).relu_()
+        if len(dead) > k_aux:
+            top = codes.topk(k_aux, dim=1, sorted=False)
+            codes = torch.zeros_like(codes).scatter_(1, top.indices, top.values)
+        left = torch.addmm(e, codes, rows_dec, beta=-1)  # ê − e
+        scale = 1 / (e - e.mean(0)).square().sum()
+        ctx.save_for_backward(rows_enc, rows_dec, centred, codes, left, scale, dead)
+        ctx.latents = len(w_enc)
+        return left.square().sum() * scale
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        rows_enc, rows_dec, centred, codes, left, scale, dead = ctx.saved_tensors
+        g = left * (2 * scale * grads[0])
+        g_codes = (g @ rows_dec.T).mul_(codes > 0)
+        g_bias = g_codes.sum(0)
+
+        def spread_out(t: Tensor) -> Tensor:
+            """[m, …] the dead latents' gradients in their places."""
+            return t.new_zeros(ctx.latents, *t.shape[1:]).index_copy_(0, dead, t)
+
+        rest = (None, None, None, None)
+        return spread_out(g_codes.T @ centred), spread_out(g_bias), spread_out(codes.T @ g), -(g_bias @ rows_enc), *rest
 
 
 @torch.no_grad()
@@ -140,8 +170,43 @@ def unit_rows(w: Weights) -> None:
 def count_silence(state: State, forward: Forward) -> State:
     """The state after a step: latents that fired start counting again."""
     silent = state.silent + forward.codes.n
-    silent[forward.codes.cols.unique().to(silent.device)] = 0
+    silent.index_fill_(0, forward.codes.cols.to(silent.device), 0)
     return replace(state, step=state.step + 1, silent=silent)
+
+
+def descend(
+    method: Trainer, w: Weights, opt: torch.optim.Optimizer, x: Tensor, state: State, rng: torch.Generator, lr: float, clip: float
+) -> tuple[State, dict[str, Tensor], Forward]:
+    """One step on a batch: gradient, its projection, clipping, update, constraints. Changes `w` and `opt` in place.
+
+    Args:
+        method: Whose loss goes down.
+        w: Weights that want gradients.
+        opt: Optimiser of them.
+        x: [n, d] inputs.
+        state: What the method remembers.
+        rng: Generator of this step alone.
+        lr: Rate of this step.
+        clip: Largest gradient norm.
+
+    Raises:
+        VerificationError: The loss stopped being finite.
+    """
+    opt.zero_grad(set_to_none=True)
+    terms, forward = method.loss(w, x, state, rng)
+    loss = torch.stack(list(terms.values())).sum()
+    if not torch.isfinite(loss):
+        raise VerificationError(f"the loss is not finite at step {state.step}", "lower the learning rate")
+    loss.backward()
+    method.project_grad(w)
+    grads = [t.grad for t in w.named().values() if t.grad is not None]
+    norm = torch.nn.utils.get_total_norm(grads)
+    if norm > clip:  # most steps need no pass over the gradients
+        torch.nn.utils.clip_grads_with_norm_(list(w.named().values()), clip, norm)
+    opt.param_groups[0]["lr"] = lr
+    opt.step()
+    method.constrain(w)
+    return method.update(state, forward), terms, forward
 
 
 @torch.no_grad()

@@ -14,10 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from baselines import parts
 from baselines.activations import TrainingSet
 from baselines.parts import State, Trainer, Weights, describe, mse
 from bench import progress
-from bench.errors import UsageError, VerificationError
+from bench.errors import UsageError
 from bench.rng import torch_rng
 from bench.sae.checkpoint import rounded, save
 from bench.sae.dense import DenseSAE
@@ -149,18 +150,8 @@ class _Run:
 
     def step(self, w: Weights, opt: torch.optim.Adam, state: State, want_log: bool) -> tuple[State, dict[str, Any]]:
         x = self.data.batch(state.step, self.config.batch) * self.scale
-        opt.zero_grad(set_to_none=True)
-        terms, forward = self.method.loss(w, x, state, torch_rng(self.config.seed, "step", state.step))
-        loss = torch.stack(list(terms.values())).sum()
-        if not torch.isfinite(loss):
-            raise VerificationError(f"the loss is not finite at step {state.step}", "lower --lr")
-        loss.backward()
-        self.method.project_grad(w)
-        torch.nn.utils.clip_grad_norm_(list(w.named().values()), self.config.clip)
-        opt.param_groups[0]["lr"] = self.config.rate(state.step)
-        opt.step()
-        self.method.constrain(w)
-        state = self.method.update(state, forward)
+        rng, rate = torch_rng(self.config.seed, "step", state.step), self.config.rate(state.step)
+        state, terms, forward = parts.descend(self.method, w, opt, x, state, rng, rate, self.config.clip)
         return state, self._log(terms, x, forward.xhat, forward.codes.values, state) if want_log else {}
 
     def _log(self, terms: dict[str, Tensor], x: Tensor, xhat: Tensor, values: Tensor, state: State) -> dict[str, Any]:

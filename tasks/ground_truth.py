@@ -97,7 +97,7 @@ class GroundTruth:
         shape = shape_metrics(sums, ctx)
         metrics |= {k: shape[k] for k in ("explained_variance", "l0")}
         table = {"feature": every, "probability": world.probabilities, "firings": firings}
-        table |= {"latent": np.where(found, latent, -1), "cosine": cosine, "f1": f1, "distinct": distinct}
+        table |= {"latent": np.where(found, latent.astype(str), ""), "cosine": cosine, "f1": f1, "distinct": distinct}
         counts = {"tokens": codes.n, "features": len(every), "latents": sae.d_sae, "zero_rows": sae.d_sae - len(present)}
         counts |= {"features_unmatched": int((~found).sum()), "features_too_rare": int((firings < _FEWEST).sum())}
         counts |= {"edges": len(pairs), "edges_not_judged": int((~judged).sum())}

@@ -78,7 +78,7 @@ CASES = [
     Case(Multidimensional(tokens=900, quantile=0.95, fewest_active=200), language_model, golden_sae),
     Case(scr(), language_model, golden_sae),
     Case(tpp(), language_model, golden_sae),
-    Case(Composition(tokens=900, steps=200, seeds=1, min_alive=32), language_model, golden_sae, 5e-3),
+    Case(Composition(tokens=900, steps=20, seeds=2, min_alive=32), language_model, golden_sae),
     Case(Absorption(), partial(world, LETTERS), defective),
     Case(AbsorptionHierarchy(), partial(world, LETTERS), defective),
     Case(GroundTruth(tokens=8_192), partial(world, "world:tiny"), mixed),

@@ -17,7 +17,8 @@ def largest(pre: Float[Tensor, "b m"], count: int) -> Int64[Tensor, " _"]:
     """Flat indices, ascending, of the `count` largest positive entries of a matrix.
 
     A threshold guessed from a sample keeps about 1.5 × `count` candidates; the exact choice is made among them,
-    so nothing of the matrix's size is ever sorted. Fewer indices come back when fewer entries are positive.
+    so nothing of the matrix's size is ever sorted. Among equal entries the first are taken. Fewer indices come
+    back when fewer entries are positive.
 
     Args:
         pre: [B, m].
@@ -36,7 +37,14 @@ def largest(pre: Float[Tensor, "b m"], count: int) -> Int64[Tensor, " _"]:
         candidates = _above(flat, 0.0)
     if len(candidates) <= count:
         return candidates
-    return candidates[flat[candidates].topk(count, sorted=False).indices].sort().values
+    if count == 0:
+        return candidates[:0]
+    values = flat[candidates]
+    smallest = values.kthvalue(len(values) - count + 1).values
+    keep = values > smallest
+    equal = torch.nonzero(values == smallest).squeeze(1)
+    keep[equal[: count - int(keep.sum())]] = True
+    return candidates[keep]
 
 
 def _above(flat: Tensor, bound: float) -> Tensor:
