@@ -16,7 +16,7 @@ from bench.data.text import Rows
 from bench.errors import UsageError
 from bench.kernels.folds import stratified_sample, stratified_split
 from bench.kernels.probes import nested_logistic, scores, standardised
-from bench.kernels.rankings import ranked
+from bench.kernels.rankings import ranked, width
 from bench.kernels.statistics import mean_interval
 from bench.lm.harvest import Harvest
 from bench.sae.canonical import Canonical
@@ -168,7 +168,7 @@ class SparseProbing:
 
     def _sparse(self, f: sp.csr_matrix, y: np.ndarray, test: np.ndarray) -> tuple[tuple[int, ...], np.ndarray]:
         """Numbers of columns k, and decision values [k, n_test] of probes on the k best columns."""
-        ks = tuple(k for k in self.ks if k <= f.shape[1])
+        ks = tuple(k for k in self.ks if k <= width(f))
         best = ranked(self.ranking, f[~test], y[~test] == 1, max(ks))
         chosen = f[:, best].toarray().astype(np.float64)
         train, held = standardised(chosen[~test], chosen[test])

@@ -178,7 +178,7 @@ def here(site: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_run_prints_a_table(first: Done, site: Path) -> None:
     assert first.code == 0, first.err
-    assert "tied  reconstruction@1" in first.out and "tied  distinct_features@1" in first.out
+    assert "tied  reconstruction@1" in first.out and "tied  distinct_features@2" in first.out
     assert "suite standard, tiny:random, blocks.1.hook_resid_post" in first.summary
     sha = Records(site / "records").scan()[0][0].subject.sha256
     (row,) = [line for line in first.summary.splitlines() if line.startswith(f"tied {sha[:8]}")]
@@ -239,7 +239,7 @@ def test_a_second_sae_at_the_same_site_reads_no_activations_again(first: Done, f
 
 def test_what_does_not_apply_is_no_failure(forks: Forks) -> None:
     done = forks.run(*run_line(sae="lonely"))
-    assert done.code == 0 and "distinct_features@1  not applicable: fewer than two decoder rows" in done.out
+    assert done.code == 0 and "distinct_features@2  not applicable: fewer than two decoder rows" in done.out
     assert "n/a" in done.summary and "0 failed" in done.out
     assert "not applicable" in forks.run(*run_line(sae="lonely")).out
 

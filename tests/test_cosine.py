@@ -1,4 +1,4 @@
-"""Dictionary geometry: cosines against a float64 double loop, covers against a slow greedy, the level of random rows."""
+"""Dictionary geometry: cosines against a float64 double loop, the level of random rows, spectrum."""
 
 from __future__ import annotations
 
@@ -6,22 +6,12 @@ import math
 
 import numpy as np
 import pytest
-import scipy.sparse as sp
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bench.kernels.cosine import (
-    components,
-    greedy_cover,
-    nearest_cosine,
-    nearest_in,
-    pairs_above,
-    random_level,
-    spectrum,
-    unit,
-)
+from bench.kernels.cosine import nearest_cosine, nearest_in, random_level, spectrum, unit
 
 SEEDS = st.integers(0, 2**32 - 1)
 THREE = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 3.0]])
@@ -42,28 +32,6 @@ def cosine(a: Tensor, b: Tensor) -> float:
 
 def slow_nearest(w: Tensor) -> list[float]:
     return [max(cosine(w[i], w[j]) for j in range(len(w)) if j != i) for i in range(len(w))]
-
-
-def graph_of(m: int, edges: list[tuple[int, int]]) -> sp.csr_matrix:
-    dense = np.zeros((m, m), dtype=bool)
-    for a, b in edges:
-        dense[a, b] = dense[b, a] = True
-    return sp.csr_matrix(dense)
-
-
-def random_graph(seed: int, m: int, share: float) -> sp.csr_matrix:
-    half = np.triu(np.random.default_rng(seed).random((m, m)) < share, 1)
-    return sp.csr_matrix(half | half.T)
-
-
-def slow_cover(graph: sp.csr_matrix, priority: np.ndarray) -> int:
-    near = graph.toarray() | np.eye(graph.shape[0], dtype=bool)
-    uncovered, chosen = set(range(len(near))), 0
-    while uncovered:
-        best = min(range(len(near)), key=lambda i: (-sum(bool(near[i, j]) for j in uncovered), priority[i]))
-        uncovered -= set(np.flatnonzero(near[best]).tolist())
-        chosen += 1
-    return chosen
 
 
 # unit, nearest_cosine, nearest_in
@@ -123,6 +91,12 @@ def test_nearest_in_another_dictionary_equals_a_double_loop(seed: int, m: int, n
     assert nearest_in(a, torch.cat([b, 2 * a]), block).tolist() == pytest.approx([1] * m, abs=1e-6)
 
 
+def test_tiles_and_segments_meet_every_pair_once_at_the_usual_block() -> None:
+    w = rows(3, 2500, 24)  # ten tiles of rows, two of columns, and a last segment that is not full
+    dense = (unit(w.double()) @ unit(w.double()).T).fill_diagonal_(-2)
+    assert torch.allclose(nearest_cosine(w).double(), dense.max(dim=1).values, atol=1e-6)
+
+
 # random_level
 
 
@@ -143,115 +117,6 @@ def test_level_is_the_mean_nearest_cosine_on_both_sides_of_the_sample_size() -> 
     assert random_level(300, 16, seed=5) == pytest.approx(float(nearest_cosine(w).mean()), abs=1e-6)
     w = torch.randn(2100, 8, generator=torch.Generator().manual_seed(5))
     assert random_level(2100, 8, seed=5) == pytest.approx(float(nearest_cosine(w)[:2048].mean()), abs=1e-6)
-
-
-# pairs_above
-
-
-@settings(max_examples=40)
-@given(SEEDS, st.integers(1, 14), st.floats(0, 0.9), st.integers(1, 16))
-def test_pairs_equal_a_double_loop(seed: int, m: int, tau: float, block: int) -> None:
-    w = rows(seed, m, 3)
-    found = pairs_above(w, tau, m * m, block)
-    assert found is not None
-    slow = [[i != j and cosine(w[i], w[j]) > tau for j in range(m)] for i in range(m)]
-    assert found.toarray().tolist() == slow
-    assert found.nnz == int(np.sum(slow))
-
-
-@settings(max_examples=25)
-@given(SEEDS, st.integers(2, 25), st.integers(1, 30))
-def test_pairs_ignore_order_and_scale(seed: int, m: int, block: int) -> None:
-    g, w = np.random.default_rng(seed), rows(seed, m, 5)
-    order, factor = g.permutation(m), torch.from_numpy(2.0 ** g.integers(-5, 6, (m, 1))).float()
-    found, other = pairs_above(w, 0.3, m * m), pairs_above((w * factor)[order], 0.3, m * m, block)
-    assert found is not None and other is not None
-    assert (found[order][:, order] != other).nnz == 0
-
-
-@pytest.mark.parametrize("block", [2, 1024])
-def test_pairs_stop_at_the_limit(block: int) -> None:
-    w = torch.ones(6, 3)  # 15 pairs
-    found = pairs_above(w, 0.5, 15, block)
-    assert found is not None and found.nnz == 30
-    assert pairs_above(w, 0.5, 14, block) is None
-    none = pairs_above(torch.eye(4), 0.5, 0, block)
-    assert none is not None and none.nnz == 0 and none.shape == (4, 4)
-
-
-# greedy_cover, components
-
-
-@pytest.mark.parametrize(
-    ("m", "edges", "needed"),
-    [
-        (5, [], 5),
-        (1, [], 1),
-        (5, [(0, i) for i in range(1, 5)], 1),
-        (4, [(a, b) for a in range(4) for b in range(a)], 1),
-        (4, [(0, 1), (1, 2), (2, 3)], 2),
-        (7, [(0, 1), (1, 2), (3, 4), (4, 5)], 3),
-    ],
-    ids=["alone", "one", "star", "complete", "path", "two paths and one"],
-)
-def test_cover_by_hand(m: int, edges: list[tuple[int, int]], needed: int) -> None:
-    assert greedy_cover(graph_of(m, edges), np.arange(m)) == needed
-
-
-def test_cover_of_nothing_needs_nothing() -> None:
-    assert greedy_cover(sp.csr_matrix((0, 0), dtype=bool), np.zeros(0, dtype=int)) == 0
-
-
-@settings(max_examples=60)
-@given(SEEDS, st.integers(1, 18), st.floats(0, 0.6))
-def test_cover_equals_a_slow_greedy(seed: int, m: int, share: float) -> None:
-    graph, priority = random_graph(seed, m, share), np.random.default_rng(seed).permutation(m)
-    found = greedy_cover(graph, priority)
-    assert found == slow_cover(graph, priority)
-    assert components(graph) <= found <= m
-
-
-@settings(max_examples=30)
-@given(SEEDS, st.integers(1, 18))
-def test_cover_and_components_ignore_order(seed: int, m: int) -> None:
-    g, graph = np.random.default_rng(seed), random_graph(seed, m, 0.2)
-    order, priority = g.permutation(m), g.permutation(m)
-    assert greedy_cover(graph[order][:, order].tocsr(), priority[order]) == greedy_cover(graph, priority)
-    assert components(graph[order][:, order].tocsr()) == components(graph)
-
-
-def test_equal_gains_go_to_the_smaller_rank() -> None:
-    # a path of five: taking an inner node of the middle first needs three, the two outer inner nodes need two
-    path = graph_of(5, [(0, 1), (1, 2), (2, 3), (3, 4)])
-    assert greedy_cover(path, np.array([1, 2, 0, 3, 4])) == 3
-    assert greedy_cover(path, np.array([1, 0, 2, 3, 4])) == 2
-
-
-@settings(max_examples=30)
-@given(SEEDS, st.lists(st.integers(1, 9), min_size=1, max_size=10))
-def test_clusters_of_duplicates_count_once_each(seed: int, sizes: list[int]) -> None:
-    g = np.random.default_rng(seed)
-    basis = np.eye(len(sizes), 12)
-    w = np.repeat(basis, sizes, axis=0) * g.uniform(0.1, 10, (sum(sizes), 1))
-    graph = pairs_above(torch.from_numpy(g.permutation(w)).float(), 0.9, 10**6)
-    assert graph is not None
-    assert greedy_cover(graph, g.permutation(len(w))) == components(graph) == len(sizes)
-
-
-@settings(max_examples=30)
-@given(SEEDS, st.integers(1, 25), st.floats(0, 0.3))
-def test_components_equal_a_flood_fill(seed: int, m: int, share: float) -> None:
-    graph = random_graph(seed, m, share)
-    near, seen, count = graph.toarray(), set[int](), 0
-    for start in range(m):
-        count += start not in seen
-        stack = [start]
-        while stack:
-            i = stack.pop()
-            if i not in seen:
-                seen.add(i)
-                stack += np.flatnonzero(near[i]).tolist()
-    assert components(graph) == count
 
 
 # spectrum
@@ -297,3 +162,13 @@ def test_spectrum_ignores_order_scale_sign_and_rotation(seed: int, m: int) -> No
     turn = torch.from_numpy(np.linalg.qr(g.standard_normal((5, 5)))[0])
     factor = torch.from_numpy(g.uniform(0.1, 10, (m, 1)) * g.choice([-1, 1], (m, 1)))
     assert spectrum((w * factor)[g.permutation(m)] @ turn) == pytest.approx(spectrum(w), rel=1e-6)
+
+
+def test_spectrum_of_many_rows_is_summed_in_parts() -> None:
+    w = rows(1, 5000, 6)
+    v = w.double() / w.double().norm(dim=1, keepdim=True)
+    p = torch.linalg.eigvalsh(v.T @ v)
+    p = p / p.sum()
+    found = spectrum(w)
+    assert found["effective_rank"] == pytest.approx(float(torch.exp(-(p * p.log()).sum())), rel=1e-6)
+    assert found["participation_ratio"] == pytest.approx(float(1 / p.square().sum()), rel=1e-6)

@@ -51,7 +51,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def test_a_table_with_intervals_is_printed(first: tuple[Path, str]) -> None:
     out = first[1]
-    for task in ("reconstruction@1", "distinct_features@1", "sparse_probing@1"):
+    for task in ("reconstruction@1", "distinct_features@2", "sparse_probing@1"):
         assert task in out
     assert re.search(r"explained_variance +0\.\d{3} +\[0\.\d{3}, 0\.\d{3}\]", out)
     assert "3 measured, 0 already recorded, 0 failed" in out
@@ -72,7 +72,7 @@ def test_another_sae_at_the_same_site_harvests_nothing(first: tuple[Path, str]) 
 def test_python_gives_the_same_numbers(first: tuple[Path, str], tmp_path: Path) -> None:
     results = bench.evaluate("demo:ortsae", ["distinct_features"], suite="smoke", limit=int(LIMIT), records=str(tmp_path))
     frame = results.to_dataframe().set_index("metric")["value"]
-    path = next(first[0].glob("distinct_features@1/ortsae-*.json"))
+    path = next(first[0].glob("distinct_features@2/ortsae-*.json"))
     kept = {k: m["value"] for k, m in json.loads(path.read_text())["metrics"].items()}
     assert frame.to_dict() == kept
 

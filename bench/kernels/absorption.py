@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Integer
 
 from bench.kernels.logistic import class_weights, l1_logistic, many_logistic
 from bench.kernels.probes import nested_logistic, standardised
+from bench.kernels.rankings import width
 
 ABSORBER_COSINE = 0.1  # of a latent that takes part in the fraction score
 ABSORBERS = 3
@@ -158,7 +159,7 @@ def main_latents(
     train, active = part == 0, f[part == 0].data
     size = float(np.sqrt(np.mean(np.square(active, dtype=np.float64)))) if len(active) else 1.0
     l1 = l1_logistic(f[train] / size, y[train], known[train], _L1)
-    main = np.zeros((f.shape[1], y.shape[1]), dtype=bool)
+    main = np.zeros((width(f), y.shape[1]), dtype=bool)
     scores, found = np.zeros((y.shape[1], CANDIDATES)), np.zeros(y.shape[1], np.int64)
     for c in range(y.shape[1]):
         best = np.argsort(-l1[c], kind="stable")[:CANDIDATES]
@@ -178,8 +179,8 @@ def _nested_f1(f: sp.csr_matrix, y: np.ndarray, known: np.ndarray, part: np.ndar
     rows, held = (part == 0) & known, (part == 1) & known
     a, b = standardised(f[rows].toarray().astype(np.float64), f[held].toarray().astype(np.float64))
     weight = class_weights(y[rows][:, None], np.ones((int(rows.sum()), 1), bool))[:, 0]
-    w, bias = nested_logistic(a, y[rows].astype(np.int64), tuple(range(1, f.shape[1] + 1)), weight=weight)
-    truth = np.repeat(y[held][:, None], f.shape[1], 1)
+    w, bias = nested_logistic(a, y[rows].astype(np.int64), tuple(range(1, width(f) + 1)), weight=weight)
+    truth = np.repeat(y[held][:, None], width(f), 1)
     return f1(truth, b @ w.T + bias > 0, np.ones_like(truth))
 
 

@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 _STEPS = 2_000
-_INTERCEPT_SCALE = 10.0  # liblinear penalises the intercept of a constant feature of this size
+_INTERCEPT_SCALE = 10  # liblinear penalises the intercept of a constant feature of this size
 
 
 def class_weights(y: Bool[np.ndarray, "n c"], known: Bool[np.ndarray, "n c"]) -> Float[np.ndarray, "n c"]:
@@ -86,7 +86,7 @@ def l1_logistic(x: sp.csr_matrix, y: Bool[np.ndarray, "n c"], known: Bool[np.nda
     """
     from sklearn.linear_model import LogisticRegression
 
-    a, weights = x.astype(np.float64), []
+    a, weights = sp.csr_matrix(x.astype(np.float64)), []
     for column, rows in zip(y.T, known.T, strict=True):
         model = LogisticRegression(
             solver="liblinear",

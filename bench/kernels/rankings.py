@@ -23,21 +23,21 @@ def mean_difference(f: sp.csr_matrix, y: Bool[np.ndarray, " n"]) -> Float[np.nda
 
 def f_statistic(f: sp.csr_matrix, y: Bool[np.ndarray, " n"]) -> Float[np.ndarray, " m"]:
     """One-way ANOVA F of every latent between the two classes; 0 where a latent is constant, infinite where it separates."""
-    between, within = np.zeros(f.shape[1]), np.zeros(f.shape[1])
+    between, within = np.zeros(width(f)), np.zeros(width(f))
     mean = _mean(f)
     for rows in (f[y], f[~y]):
-        n, own = rows.shape[0], _mean(rows)
+        n, own = len(rows.indptr) - 1, _mean(rows)
         between += n * np.square(own - mean)
         within += np.maximum(n * (_mean(rows.multiply(rows).tocsr()) - np.square(own)), 0)
     tiny = 1e-12 * np.maximum(within + between, 1e-300)
-    return np.where(between <= tiny, 0.0, between * (f.shape[0] - 2) / np.maximum(within, tiny))
+    return np.where(between <= tiny, 0.0, between * (len(y) - 2) / np.maximum(within, tiny))
 
 
 def mutual_information(f: sp.csr_matrix, y: Bool[np.ndarray, " n"]) -> Float[np.ndarray, " m"]:
     """Mutual information, in nats, of the class with each latent's code in five bins: zero, and quarters of the rest."""
     columns = sp.csc_matrix(f)
     columns.eliminate_zeros()
-    m, size = f.shape[1], np.diff(columns.indptr)
+    m, size = width(f), np.diff(columns.indptr)
     column = np.repeat(np.arange(m), size)
     order = np.lexsort((columns.data, column))
     place = np.arange(len(order)) - np.repeat(columns.indptr[:-1], size)
@@ -99,5 +99,10 @@ def ranked(name: str, f: sp.csr_matrix, y: Bool[np.ndarray, " n"], most: int) ->
     return np.lexsort((first, -RANKINGS[name](f, y)))[:most]
 
 
+def width(f: sp.csr_matrix) -> int:
+    """Number of columns."""
+    return int((f.shape or (0, 0))[1])
+
+
 def _mean(f: sp.csr_matrix) -> np.ndarray:
-    return np.asarray(f.astype(np.float64).sum(axis=0)).ravel() / f.shape[0]
+    return np.asarray(f.astype(np.float64).sum(axis=0)).ravel() / (len(f.indptr) - 1)
