@@ -48,11 +48,9 @@ def commit(name: str, revision: str) -> str:
     if len(revision) == 40:
         return revision
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         return str(HfApi().dataset_info(name, revision=revision or None).sha)
-    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as e:
-        raise UnavailableError(
-            f"hf:{name} cannot be reached: {str(e).splitlines()[0]}", "check the name and the network, or pin @COMMIT"
-        ) from e
+    except Exception as e:  # its HTTP client's own errors among them, which are no OSError
+        reason = (str(e).splitlines() or [type(e).__name__])[0]
+        raise UnavailableError(f"hf:{name} cannot be reached: {reason}", "check the name and the network, or pin @COMMIT") from e

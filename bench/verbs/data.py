@@ -17,7 +17,7 @@ app = typer.Typer(
 @app.command("list")
 def list_(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
     """Sources of text, and every labelled set with its rows and source family."""
-    from bench.data import labelled, sources
+    from bench.data import attributes, labelled, sources
 
     sets = labelled.catalogue().values()
     if as_json:
@@ -31,6 +31,10 @@ def list_(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
     print(f"{len(sets)} labelled sets in {len({s.family for s in sets})} source families:")
     for s in sets:
         print(f"  {s.name:<46} {s.rows:>5} rows  family {s.family:<34} {s.question}")
+    for kind, named in (("two attributes", attributes.two_way_sets()), ("several classes", attributes.class_sets())):
+        print(f"{len(named)} sets with {kind}:")
+        for name, said in named.items():
+            print(f"  {name:<46} {said}")
 
 
 @app.command("show")
