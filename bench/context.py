@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from bench.data.attributes import Classes, TwoWay, load_classes, load_two_way
+from bench.data.attributes import identity as attributes_identity
 from bench.data.concepts import Concepts
 from bench.data.labelled import Labelled, load_set
+from bench.data.labelled import identity as labelled_identity
 from bench.data.text import Corpus, Rows, rows_of, tokenised
 from bench.lm.concepts import Hierarchy, Spelling
 from bench.lm.harvest import Harvest, keep_mask, norm_cut
@@ -87,6 +89,10 @@ class Context:
     labelled: Callable[[str], Labelled] = load_set
     two_way: Callable[[str], TwoWay] = load_two_way
     classes: Callable[[str], Classes] = load_classes
+
+    def sets_identity(self, kind: Literal["labelled", "two_way", "classes"], names: tuple[str, ...]) -> str:
+        """Hash of what sets of a kind hold; part of the key of what is measured on them."""
+        return (labelled_identity if kind == "labelled" else attributes_identity)(names)
 
     def rng(self, *path: object) -> np.random.Generator:
         """Generator of one named draw."""

@@ -74,8 +74,11 @@ def table(rows: Iterable[Mapping[str, object]]) -> dict[str, list[object]]:
     return {name: [r[name] for r in held] for name in held[0]}
 
 
-def notes(sae: Canonical) -> tuple[str, ...]:
-    """What must be said of an ablation of this SAE."""
-    if isinstance(sae.inner, DenseSAE):
-        return ()
-    return ("selection frozen: codes are not computed again without the ablated latents, as a matching pursuit would",)
+def notes(sae: Canonical, ns: Sequence[int]) -> tuple[str, ...]:
+    """What must be said of ablating N latents of this SAE."""
+    said: list[str] = []
+    if sae.d_sae < max(ns):
+        said.append(f"limited: there are {sae.d_sae} latents, so a larger N takes all of them")
+    if not isinstance(sae.inner, DenseSAE):
+        said.append("selection frozen: codes are not computed again without the ablated latents, as a matching pursuit would")
+    return tuple(said)

@@ -13,7 +13,7 @@ from bench import registry
 from bench.errors import UsageError
 
 DEFAULT_SUITE = "standard"
-_CAPPED = ("tokens", "rows")  # what --limit caps
+_CAPPED = {"tokens": 128, "rows": 1, "words": 20, "train": 20, "docs": 30, "fewest_active": 2}  # what --limit caps, and its floor
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class RunSpec:
         against: Reference of an SAE to compare dictionaries with.
         records: Folder of result records; "" means `$ORTSAE_RECORDS` or `./ortsae-results`.
         seed: Root of every random draw.
-        limit: Caps every task's `tokens` and `rows`; 0 means no cap.
+        limit: Caps every task's tokens, rows, words per letter and texts; 0 means no cap.
         device: Torch device; `auto` takes a GPU when there is one.
         dtype: Language model's precision.
         k: Fact a checkpoint may lack: active latents per token.
@@ -89,7 +89,8 @@ class RunSpec:
         task = registry.build(cls, params)
         if self.limit <= 0:
             return task
-        capped = {f.name: min(getattr(task, f.name), self.limit) for f in fields(task) if f.name in _CAPPED}
+        sizes = {f.name: getattr(task, f.name) for f in fields(task) if f.name in _CAPPED}
+        capped = {name: max(_CAPPED[name], self.limit) for name, size in sizes.items() if size == 0 or size > self.limit}
         return replace(task, **capped)
 
 

@@ -91,9 +91,10 @@ def text(table: Sequence[Row], columns: Sequence[str], title: str) -> str:
     return "\n".join([title, lines[0], rule, *lines[1:], *marks])
 
 
-def metric_lines(record: Record, names: Iterable[str]) -> list[str]:
+def metric_lines(record: Record, names: Sequence[str]) -> list[str]:
     """One line per metric of a record: value, interval or spread, number of units, direction."""
-    shown = [(n, record.metrics[n]) for n in names if n in record.metrics]
+    wanted: list[str] = [*([] if record.main is None or record.main in names else [record.main]), *names]
+    shown = [(n, record.metrics[n]) for n in wanted if n in record.metrics]
     width = max((len(n) for n, _ in shown), default=0)
     return [f"  {n.ljust(width)}  {number(m.value):>8}  {_uncertainty(m):<22} n = {m.n} {_plural(m)}{_arrow(m)}" for n, m in shown]
 

@@ -57,8 +57,8 @@ class Absorption:
     protocol: Literal["fixed", "saebench"] = "fixed"
 
     def __post_init__(self) -> None:
-        if self.words < 0 or self.fewest < 20 or self.prefixes < 1 or 0 < self.words < 20:
-            raise UsageError("absorption needs prefixes ≥ 1, fewest ≥ 20, and words 0 or ≥ 20", "see python -m bench tasks show absorption")
+        if self.words < 0 or self.fewest < 20 or self.prefixes < 2 or 0 < self.words < 20:
+            raise UsageError("absorption needs prefixes ≥ 2, fewest ≥ 20, and words 0 or ≥ 20", "see python -m bench tasks show absorption")
 
     @property
     def request(self) -> Spelling:
@@ -95,14 +95,18 @@ def stored_probes(ctx: Context, items: Concepts, part: np.ndarray) -> tuple[np.n
 def summary(found: Measured, items: Concepts, ctx: Context, unit: str, prefix: str = "") -> Result | NotApplicable:
     """Scores over the concepts whose probe is good enough, with a row per concept."""
     size = np.bincount(found.concept, minlength=len(items.names))
-    scored = np.flatnonzero((found.probe_f1 > GATE) & (size > 0))
-    counts = {**items.counts, f"{unit}s_scored": len(scored), f"{unit}s_below_gate": int((found.probe_f1 <= GATE).sum())}
-    counts[f"{unit}s_without_true_positives"] = int(((found.probe_f1 > GATE) & (size == 0)).sum())
+    readable = found.probe_f1 > GATE
+    scored = np.flatnonzero(readable & (size > 0) & (found.split > 0))
+    counts = {**items.counts, f"{unit}s_scored": len(scored), f"{unit}s_below_gate": int((~readable).sum())}
+    counts[f"{unit}s_without_true_positives"] = int((readable & (size == 0)).sum())
+    counts[f"{unit}s_without_any_main_latent"] = int((readable & (size > 0) & (found.split == 0)).sum())
     if len(scored) < _FEWEST:
-        return NotApplicable(f"only {len(scored)} {unit}s have a probe with test F1 above {GATE}; at least {_FEWEST} are needed")
+        return NotApplicable(
+            f"only {len(scored)} {unit}s have a probe with test F1 above {GATE} and a latent; at least {_FEWEST} are needed"
+        )
     kept = np.isin(found.concept, scored)
     counts |= {"true_positives": int(kept.sum()), "scored_one_without_main": int(found.absorbed.without_main[kept].sum())}
-    counts["zero_projection"] = found.absorbed.zero_projection
+    counts["zero_projection"] = int(found.absorbed.zero_projection[kept].sum())
     table = _table(found, items, scored, ctx, unit)
     metrics = {
         f"{prefix}{unit_name(unit)}_fraction": _metric(table["fraction"], unit, "lower", ctx),

@@ -10,9 +10,10 @@ import numpy as np
 
 from bench.context import Context
 from bench.data.concepts import Concepts
+from bench.data.hierarchy import BEGINNINGS
 from bench.errors import UsageError
 from bench.kernels.absorption import measure, pooled
-from bench.kernels.folds import group_folds
+from bench.kernels.folds import by_group, group_folds
 from bench.kernels.hierarchy import hierarchy_cosines
 from bench.kernels.statistics import mean_interval
 from bench.lm.concepts import Hierarchy
@@ -53,9 +54,10 @@ class AbsorptionHierarchy:
     fewest: int = 16
 
     def __post_init__(self) -> None:
-        if self.sentences < 1 or self.fewest < 8:
+        if not 1 <= self.sentences <= len(BEGINNINGS) or self.fewest < 8:
             raise UsageError(
-                "absorption_hierarchy needs sentences ≥ 1 and fewest ≥ 8", "see python -m bench tasks show absorption_hierarchy"
+                f"absorption_hierarchy needs 1 to {len(BEGINNINGS)} sentences and fewest ≥ 8",
+                "see python -m bench tasks show absorption_hierarchy",
             )
 
     @property
@@ -74,7 +76,7 @@ class AbsorptionHierarchy:
         if len(items.names) < 2:
             return NotApplicable(f"{len(items.names)} parents have {self.fewest} children of one token")
         codes = ctx.codes(sae, items.x, dict(items.identity))
-        fold = group_folds(items.group, items.labels, 2 * _FOLDS, ctx.rng("absorption_hierarchy", "folds"))
+        fold = group_folds(items.group, items.labels & items.known, 2 * _FOLDS, ctx.rng("absorption_hierarchy", "folds"))
         parts = [_part(fold, k) for k in range(_FOLDS)]
         found = pooled(
             [measure(items.x, items.labels, items.known, p, stored_probes(ctx, items, p), codes.matrix, sae.W_dec) for p in parts]
@@ -86,19 +88,20 @@ class AbsorptionHierarchy:
 
 
 def _part(fold: np.ndarray, k: int) -> np.ndarray:
-    """Of eight folds two are for testing and the next one for validation."""
-    return np.select([fold // 2 == k, fold == (2 * k + 2) % (2 * _FOLDS)], [2, 1], 0).astype(np.int8)
+    """Of eight folds two are for testing and the next two for validation: a parent has few children."""
+    return np.select([fold // 2 == k, fold // 2 == (k + 1) % _FOLDS], [2, 1], 0).astype(np.int8)
 
 
 def _geometry(sae: Canonical, codes: Codes, items: Concepts, ctx: Context) -> dict[str, Metric]:
     """Mean over parents of the hierarchy cosine, with the own parent and with a random one."""
-    _, first, child = np.unique(items.group, return_index=True, return_inverse=True)
-    member = items.labels[first]
-    usable = (member.sum(0) >= _FEWEST) & ((~member).sum(0) >= _FEWEST)
+    names, child = np.unique(items.group, return_inverse=True)
+    member = by_group(child, items.labels & items.known)
+    outside = ~by_group(child, items.labels | ~items.known)
+    usable = (member.sum(0) >= _FEWEST) & (outside.sum(0) >= _FEWEST)
     if not usable.any():
         return {}
-    means = codes.pooled(child, len(first)).matrix.astype(np.float64) @ sae.W_dec.astype(np.float64)
-    values = hierarchy_cosines(means, member[:, usable], ctx.rng("absorption_hierarchy", "geometry"))
+    means = codes.pooled(child, len(names)).matrix.astype(np.float64) @ sae.W_dec.astype(np.float64)
+    values = hierarchy_cosines(means, member[:, usable], outside[:, usable], ctx.rng("absorption_hierarchy", "geometry"))
     out: dict[str, Metric] = {}
     for name, value in zip(("hierarchy_cosine", "hierarchy_cosine_random_parent"), values, strict=True):
         interval = mean_interval(value, ctx.rng("absorption_hierarchy", name), -1.0, 1.0)

@@ -65,8 +65,10 @@ class Composition:
     min_alive: int = 64
 
     def __post_init__(self) -> None:
-        if self.steps < 2 or self.seeds < 1 or self.min_alive < _NARROWEST:
-            raise UsageError("composition needs steps ≥ 2, seeds ≥ 1 and min_alive ≥ 32", "see python -m bench tasks show composition")
+        if min(self.tokens, self.seeds) < 1 or self.steps < 2 or self.min_alive < _NARROWEST:
+            raise UsageError(
+                "composition needs tokens ≥ 1, steps ≥ 2, seeds ≥ 1 and min_alive ≥ 32", "see python -m bench tasks show composition"
+            )
 
     def data(self, ctx: Context) -> Mapping[str, str]:
         return {"text": ctx.corpus.sha256}
@@ -147,9 +149,10 @@ class Composition:
         if self.protocol == "saebench":
             off = "" if self.steps == _SAEBENCH_STEPS else f"limited: SAEBench trains {_SAEBENCH_STEPS:,} steps, this ran {self.steps:,}"
             return (off,) if off else ()
+        longer = (f"trained twice as long, {fit.steps:,} steps, because the score still moved",) if fit.steps != self.steps else ()
         moved = {"the score": fit.drift, "the random control": random_drift}
         said = "limited: {} still moved by {:.3f} from step {:,} to step {:,}"
-        return tuple(said.format(what, by, fit.steps // 2, fit.steps) for what, by in moved.items() if by > CONVERGED)
+        return longer + tuple(said.format(what, by, fit.steps // 2, fit.steps) for what, by in moved.items() if by > CONVERGED)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ class GroundTruth:
     """Recovery of the true dictionary, and the true rates of what other tasks measure from outside.
 
     Features and decoder rows are matched one to one so that the sum of absolute cosines is largest; MCC is the mean
-    over matched pairs (above 8,192 rows among each feature's 32 nearest).
+    over features, 0 for those without a row (above 8,192 rows among each feature's 32 nearest).
     Absorption is the share of a child's firings on which the parent's latent is silent and the child's, active,
     carries the parent's direction; composition the share of rows nearer to a sum of two features than to one.
     Only for SAEs of a planted world (`train --lm world:small`).
@@ -82,7 +82,7 @@ class GroundTruth:
         shares, times = truth.absorbed_share(true, codes, sae.W_dec, world.dictionary, pairs, latent)
         judged = (times >= _FEWEST) & found[pairs].all(1) & (cosine[pairs[:, 0]] >= _REPRESENTED)
         values: dict[str, tuple[np.ndarray, str, Better]] = {
-            "mcc": (cosine[found], "feature", "higher"),
+            "mcc": (np.where(found, cosine, 0.0), "feature", "higher"),
             "recovered_share": (cosine > truth.RECOVERED, "feature", "higher"),
             "firing_f1": (f1[firings >= _FEWEST], "feature", "higher"),
             "absorption_rate": (shares[judged], "edge", "lower"),

@@ -85,13 +85,19 @@ class SCR:
     def __post_init__(self) -> None:
         if _SHOWN not in self.ns or min(self.ns) < 1 or list(self.ns) != sorted(set(self.ns)):
             raise UsageError(f"scr needs ascending ns ≥ 1 with {_SHOWN} among them", "see python -m bench tasks show scr")
-        if not self.pairs or min(self.train // 4, self.test // 4, self.fewest) < _FEWEST or self.context < 2 or self.c <= 0:
+        if (
+            not self.pairs
+            or min(self.train // 4, self.test // 4, self.fewest) < _FEWEST
+            or self.test // 4 < self.fewest
+            or self.context < 2
+            or self.c <= 0
+        ):
             raise UsageError(
-                "scr needs pairs, train and test ≥ 20, fewest ≥ 5, context ≥ 2 and c > 0", "see python -m bench tasks show scr"
+                "scr needs pairs, train ≥ 20, fewest ≥ 5, test ≥ 4 × fewest, context ≥ 2 and c > 0", "see python -m bench tasks show scr"
             )
 
     def data(self, ctx: Context) -> Mapping[str, str]:
-        return {"pairs": attributes.identity(self.pairs), "text": ctx.corpus.sha256}
+        return {"pairs": ctx.sets_identity("two_way", self.pairs), "text": ctx.corpus.sha256}
 
     def work(self, ctx: Context) -> Work:
         return probed.work(ctx, self._samples(ctx)[1])
@@ -110,7 +116,7 @@ class SCR:
         table = probed.table(row for s, w, b in each for row in self._pair(s, w, x @ w.T + b, codes, sae.W_dec))
         counts = {"pairs": len(samples), "pairs_too_small": len(self.pairs) - len(samples)}
         counts |= {"texts": len(rows.lengths), "texts_without_token": int((~some).sum())}
-        return _result(table, counts, too_small, self.ns, probed.notes(sae))
+        return _result(table, counts, too_small, self.ns, probed.notes(sae, self.ns))
 
     def _pair(
         self, sample: Sample, w: np.ndarray, margins: np.ndarray, codes: Codes, decoder: np.ndarray
@@ -218,8 +224,9 @@ def _result(
         at = column["used"] & (column["N"] == n)
         values = np.array([column[value][at & (column["pair"] == p)].mean() for p in pairs])
         first = [int(np.flatnonzero(column["pair"] == p)[0]) for p in pairs]
+        limits = (0.0, 1.0) if value.startswith("accuracy") else (-np.inf, np.inf)
         levels = [(str(table["level_1"][i]), str(table["level_2"][i])) for i in first]
-        return Metric(float(values.mean()), len(values), "attribute pair", "shared", better, cluster_jackknife(values, levels))
+        return Metric(float(values.mean()), len(values), "attribute pair", "shared", better, cluster_jackknife(values, levels, *limits))
 
     metrics = {f"scr_n{n}": metric("score", n, names, "higher") for n in ns}
     metrics[f"saebench_scr_n{_SHOWN}"] = metric("saebench", _SHOWN, list(dict.fromkeys(table["pair"])), "higher")

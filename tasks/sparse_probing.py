@@ -93,8 +93,10 @@ class SparseProbing:
     c: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.ks or min(self.ks) < 1 or self.rows < 1 or self.context < 2:
-            raise UsageError("sparse_probing needs ks ≥ 1, rows ≥ 1 and context ≥ 2", "see python -m bench tasks show sparse_probing")
+        if not self.ks or min(self.ks) < 1 or self.rows < 1 or self.context < 2 or self.c <= 0 or not self.sets:
+            raise UsageError(
+                "sparse_probing needs sets, ks ≥ 1, rows ≥ 1, context ≥ 2 and c > 0", "see python -m bench tasks show sparse_probing"
+            )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -102,7 +104,7 @@ class SparseProbing:
         return tuple(labelled.catalogue()) if self.sets == ("all",) else self.sets
 
     def data(self, ctx: Context) -> Mapping[str, str]:
-        return {"sets": labelled.identity(self.names), "text": ctx.corpus.sha256}
+        return {"sets": ctx.sets_identity("labelled", self.names), "text": ctx.corpus.sha256}
 
     def work(self, ctx: Context) -> Work:
         rows = self._prompts(ctx)[2]

@@ -10,7 +10,6 @@ import numpy as np
 
 from bench import probed
 from bench.context import Context
-from bench.data import attributes
 from bench.data.attributes import Classes
 from bench.data.text import Rows
 from bench.errors import UsageError
@@ -95,7 +94,7 @@ class TPP:
             raise UsageError("tpp needs sets, classes ≥ 2, docs ≥ 30, context ≥ 2 and c > 0", "see python -m bench tasks show tpp")
 
     def data(self, ctx: Context) -> Mapping[str, str]:
-        return {"sets": attributes.identity(self.sets), "text": ctx.corpus.sha256}
+        return {"sets": ctx.sets_identity("classes", self.sets), "text": ctx.corpus.sha256}
 
     def work(self, ctx: Context) -> Work:
         return probed.work(ctx, self._samples(ctx)[1])
@@ -119,7 +118,7 @@ class TPP:
         metrics = _metrics(table, self.ns, ctx)
         families = len(set(table["family"]))
         few = (f"limited: {families} source families only; do not rank methods by this",) if families < 8 else ()
-        return Result(f"tpp_n{_SHOWN}", metrics, table, counts, (*few, *probed.notes(sae)), {"too_small": too_small})
+        return Result(f"tpp_n{_SHOWN}", metrics, table, counts, (*few, *probed.notes(sae, self.ns)), {"too_small": too_small})
 
     def _samples(self, ctx: Context) -> tuple[list[Sample], Rows, dict[str, str]]:
         """Sets that are large enough, their texts as rows, and the others with the reason."""

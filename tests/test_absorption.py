@@ -201,7 +201,7 @@ def test_orthogonal_children_have_cosine_zero_and_strangers_do_not() -> None:
     basis = np.linalg.qr(r.standard_normal((128, 128)))[0]
     member = np.arange(60)[:, None] % 5 == np.arange(5)
     means = basis[:5][member.argmax(1)] + basis[5:65]
-    own, other = hierarchy_cosines(means, member, r)
+    own, other = hierarchy_cosines(means, member, ~member, r)
     assert np.abs(own).max() < 0.1 and other.max() < -0.5
     inside = means - 0.5 * basis[:5][member.argmax(1)] * (np.arange(60) % 2)[:, None]  # half the children lean away from the parent
-    assert hierarchy_cosines(inside, member, r)[0].mean() < own.mean() + 0.05
+    assert hierarchy_cosines(inside, member, ~member, r)[0].mean() < own.mean() + 0.05

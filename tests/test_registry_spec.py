@@ -107,9 +107,11 @@ def test_unknown_task_suite_and_params_of_an_unknown_task() -> None:
 
 def test_limit_caps_sizes_and_never_raises_them() -> None:
     plain = {t.name: t for t in make_spec({"suite": "smoke"}).built_tasks()}
-    capped = {t.name: t for t in make_spec({"suite": "smoke", "limit": 100}).built_tasks()}
+    capped = {t.name: t for t in make_spec({"suite": "smoke", "limit": 150}).built_tasks()}
     large = {t.name: t for t in make_spec({"suite": "smoke", "limit": 10**9}).built_tasks()}
-    assert capped["reconstruction"].tokens == 100 and capped["sparse_probing"].rows == 100
+    assert capped["reconstruction"].tokens == 150 and capped["sparse_probing"].rows == 150
+    assert capped["absorption"].words == 150 and capped["absorption_hierarchy"] == plain["absorption_hierarchy"]
+    assert make_spec({"suite": "paper", "limit": 5}).built_tasks()  # no task is cut below what it needs
     assert large == plain and plain["reconstruction"].tokens == 4096
     assert capped["sparse_probing"].ks == plain["sparse_probing"].ks
 

@@ -287,8 +287,8 @@ def test_pairs_that_are_too_small_are_counted_with_the_reason(ctx: Context) -> N
     r = run(scr(), random_sae(ctx), mixed)
     assert (r.counts["pairs"], r.counts["pairs_too_small"]) == (5, 1)
     assert r.details["too_small"] == {"vader_movie_news": "smallest cell has 24 texts"}
-    assert isinstance(scr(fewest=49).run(Canonical(random_sae(ctx)), ctx), NotApplicable)
-    assert scr(fewest=49).work(ctx).read and isinstance(
+    assert isinstance(scr(fewest=49, test=196).run(Canonical(random_sae(ctx)), ctx), NotApplicable)
+    assert scr(fewest=49, test=196).work(ctx).read and isinstance(
         tpp(sets=("code",)).run(Canonical(random_sae(ctx)), few_classes(ctx)), NotApplicable
     )
     one = replace(ctx, classes=lambda n: planted_classes(n, size=20 if n == "code" else 40))

@@ -36,13 +36,13 @@ class Absorbed:
         fraction: [n] share of the projection carried by absorbers, in [0, 1].
         full: [n] whether one other latent carries it alone while every main latent is silent.
         without_main: [n] items scored 1 because the main latents do not carry any of it.
-        zero_projection: Items whose projection is 0; they score 0.
+        zero_projection: [n] items whose projection is 0; they score 0.
     """
 
     fraction: Float[np.ndarray, " n"]
     full: Bool[np.ndarray, " n"]
     without_main: Bool[np.ndarray, " n"]
-    zero_projection: int
+    zero_projection: Bool[np.ndarray, " n"]
 
 
 def absorbed(
@@ -79,7 +79,7 @@ def absorbed(
     absorber = np.minimum(taken, p - carried)
     whole = np.where(none | (carried <= 0), 1.0, absorber + carried)
     fraction = np.where(none, 0.0, np.where(carried <= 0, 1.0, np.clip(absorber / whole, 0, 1)))
-    return Absorbed(fraction, _full(f, row, part, cos, is_main, p), ~none & (carried <= 0), int((p == 0).sum()))
+    return Absorbed(fraction, _full(f, row, part, cos, is_main, p), ~none & (carried <= 0), p == 0)
 
 
 def _full(f: sp.csr_matrix, row: np.ndarray, part: np.ndarray, cos: np.ndarray, is_main: np.ndarray, p: np.ndarray) -> np.ndarray:
@@ -233,7 +233,7 @@ def measure(
     """
     w, b, probe_f1 = probes
     found = main_latents(f, y, known, part)
-    direction = w / np.linalg.norm(w, axis=1, keepdims=True)
+    direction = w / np.maximum(np.linalg.norm(w, axis=1, keepdims=True), 1e-300)
     item, concept = np.nonzero((part == 2)[:, None] & y & known & (x @ w.T + b > 0))
     projection = np.einsum("td,td->t", x[item].astype(np.float64), direction[concept])
     scores = absorbed(f[item], projection, concept, w_dec @ direction.T, found.main)
@@ -248,7 +248,7 @@ def pooled(folds: list[Measured]) -> Measured:
         cat([s.fraction for s in scores]),
         cat([s.full for s in scores]),
         cat([s.without_main for s in scores]),
-        sum(s.zero_projection for s in scores),
+        cat([s.zero_projection for s in scores]),
     )
     means = [np.mean([getattr(m, name) for m in folds], axis=0) for name in ("probe_f1", "k1_f1", "split")]
     return Measured(cat([m.item for m in folds]), cat([m.concept for m in folds]), together, *means)

@@ -10,7 +10,7 @@ from scipy import stats
 from bench.kernels.statistics import CONFIDENCE, Interval
 
 
-def cluster_jackknife(values: np.ndarray, levels: Sequence[tuple[str, str]]) -> Interval | None:
+def cluster_jackknife(values: np.ndarray, levels: Sequence[tuple[str, str]], low: float = -np.inf, high: float = np.inf) -> Interval | None:
     """95 % interval of the mean over pairs of levels, where pairs that share a level are not independent.
 
     Two-way cluster variance by the jackknife: leave out every level in turn with all its pairs, add that up, and take
@@ -22,6 +22,8 @@ def cluster_jackknife(values: np.ndarray, levels: Sequence[tuple[str, str]]) -> 
     Args:
         values: [n] one finite value per pair.
         levels: The two levels of each pair.
+        low: Smallest possible value; the interval is clipped to it.
+        high: Largest possible value.
 
     Returns:
         (lower, upper), or None with fewer than two pairs.
@@ -40,4 +42,4 @@ def cluster_jackknife(values: np.ndarray, levels: Sequence[tuple[str, str]]) -> 
         by_level = (k - 1) / k * float(np.square(left_out - x.mean()).sum())
         variance, freedom = max(variance, by_level - variance), min(freedom, k - 1)
     reach = float(stats.t.ppf(0.5 + CONFIDENCE / 2, freedom)) * float(np.sqrt(variance))
-    return float(x.mean()) - reach, float(x.mean()) + reach
+    return float(np.clip(x.mean() - reach, low, high)), float(np.clip(x.mean() + reach, low, high))

@@ -74,15 +74,27 @@ def group_folds(groups: np.ndarray, labels: np.ndarray, folds: int, rng: np.rand
 
     Args:
         groups: [n] integers.
-        labels: [n, c] bool; a group counts for the rarest of its labels.
+        labels: [n, c] bool; a group has the labels of all its items and counts for the rarest of them.
         folds: Number of folds.
         rng: Order of the groups within a label.
     """
-    names, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
-    held = labels[first]
+    names, inverse = np.unique(groups, return_inverse=True)
+    held = by_group(inverse, labels)
     rarity = np.where(held, held.sum(0), np.iinfo(np.int64).max)
     key = np.where(held.any(1), rarity.argmin(1), labels.shape[1])
     order = np.lexsort((rng.permutation(len(names)), key))
     fold = np.empty(len(names), np.int64)
     fold[order] = np.arange(len(names)) % folds
     return fold[inverse]
+
+
+def by_group(inverse: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """[groups, c] whether any item of a group has a label.
+
+    Args:
+        inverse: [n] group of each item, numbered from 0 without gaps.
+        labels: [n, c] bool.
+    """
+    held = np.zeros((int(inverse.max(initial=-1)) + 1, labels.shape[1]), dtype=bool)
+    np.logical_or.at(held, inverse, labels)
+    return held

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 
 
 def hierarchy_cosines(
-    means: Float[np.ndarray, "k d"], member: Bool[np.ndarray, "k p"], rng: np.random.Generator
+    means: Float[np.ndarray, "k d"], member: Bool[np.ndarray, "k p"], outside: Bool[np.ndarray, "k p"], rng: np.random.Generator
 ) -> tuple[Float[np.ndarray, " p"], Float[np.ndarray, " p"]]:
     """Mean over a parent's children of cos(child − parent, parent), and the same with a random parent in its place.
 
@@ -17,7 +17,8 @@ def hierarchy_cosines(
 
     Args:
         means: [k, d] mean (decoded) activation of each child concept.
-        member: [k, p] which children belong to which parent; at least 3 per parent, and one child outside it.
+        member: [k, p] which children belong to which parent; at least 3 per parent.
+        outside: [k, p] which do not; at least 2 per parent. A child that may belong is neither.
         rng: Draws the halves and the random parents.
 
     Returns:
@@ -27,18 +28,16 @@ def hierarchy_cosines(
     own, other = np.zeros(member.shape[1]), np.zeros(member.shape[1])
     for p in range(member.shape[1]):
         children = np.flatnonzero(member[:, p]).tolist()
-        own[p] = np.mean([_cosine(means, member[:, p], c, rng) for c in children])
-        strangers = [(c, np.flatnonzero(~member[c])) for c in children]
-        drawn = [_cosine(means, member[:, rng.choice(q)], c, rng) for c, q in strangers if len(q)]
+        own[p] = np.mean([_cosine(means, member[:, p], outside[:, p], c, rng) for c in children])
+        strangers = [(c, int(rng.choice(np.flatnonzero(outside[c])))) for c in children if outside[c].any()]
+        drawn = [_cosine(means, member[:, q], outside[:, q], c, rng) for c, q in strangers]
         other[p] = np.mean(drawn) if drawn else 0.0
     return own, other
 
 
-def _cosine(means: np.ndarray, belongs: np.ndarray, child: int, rng: np.random.Generator) -> float:
+def _cosine(means: np.ndarray, belongs: np.ndarray, outside: np.ndarray, child: int, rng: np.random.Generator) -> float:
     rest = rng.permutation(np.setdiff1d(np.flatnonzero(belongs), child))
-    outside = belongs.copy()
-    outside[child] = True
-    origin = means[~outside].mean(0)
+    origin = means[np.setdiff1d(np.flatnonzero(outside), child)].mean(0)
     one, two = (means[half].mean(0) - origin for half in (rest[::2], rest[1::2]))
     step = means[child] - origin - one
     size = float(np.linalg.norm(step) * np.linalg.norm(two))

@@ -77,7 +77,7 @@ def l1_logistic(x: sp.csr_matrix, y: Bool[np.ndarray, "n c"], known: Bool[np.nda
 
     Args:
         x: [n, m] codes.
-        y: [n, c] labels; both values present among the known rows of every column.
+        y: [n, c] labels; a column with one value among its known rows gets weights 0.
         known: [n, c] which rows count for which column.
         strength: Penalty of a unit of weight.
 
@@ -91,12 +91,13 @@ def l1_logistic(x: sp.csr_matrix, y: Bool[np.ndarray, "n c"], known: Bool[np.nda
         model = LogisticRegression(
             solver="liblinear",
             l1_ratio=1.0,
-            C=1 / (strength * int(rows.sum())),
+            C=1 / (strength * max(int(rows.sum()), 1)),
             class_weight="balanced",
             tol=1e-3,
             max_iter=500,
             intercept_scaling=_INTERCEPT_SCALE,
             random_state=0,
         )
-        weights.append(model.fit(a if rows.all() else a[rows], column[rows]).coef_)
+        both = len(np.unique(column[rows])) == 2  # where one class is missing nothing predicts it
+        weights.append(model.fit(a if rows.all() else a[rows], column[rows]).coef_ if both else np.zeros((1, a.get_shape()[1])))
     return np.concatenate(weights)

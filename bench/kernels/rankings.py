@@ -41,6 +41,9 @@ def mutual_information(f: sp.csr_matrix, y: Bool[np.ndarray, " n"]) -> Float[np.
     column = np.repeat(np.arange(m), size)
     order = np.lexsort((columns.data, column))
     place = np.arange(len(order)) - np.repeat(columns.indptr[:-1], size)
+    tied = np.zeros(len(order), dtype=bool)
+    tied[1:] = (np.diff(columns.data[order]) == 0) & (np.diff(column) == 0)
+    place = np.maximum.accumulate(np.where(tied, 0, place + columns.indptr[column])) - columns.indptr[column]  # equal codes, one bin
     bins = 1 + _BINS * place // np.repeat(size, size)
     count = np.zeros((m, _BINS + 1, 2))
     np.add.at(count, (column, bins, y[columns.indices[order]].astype(np.int64)), 1)

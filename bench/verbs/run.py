@@ -38,7 +38,7 @@ TextOption = Annotated[str | None, typer.Option(help="Text to measure on: pypi:s
 RecordsOption = Annotated[str | None, typer.Option(help="Folder of records [$ORTSAE_RECORDS or ./ortsae-results].")]
 AgainstOption = Annotated[str | None, typer.Option(help="SAE whose dictionary this one is compared with.")]
 SeedOption = Annotated[int | None, typer.Option(help="Root of every random draw [0].")]
-LimitOption = Annotated[int | None, typer.Option(help="Cap every task's tokens and rows.")]
+LimitOption = Annotated[int | None, typer.Option(help="Cap every task's tokens, rows, words and texts.")]
 DeviceOption = Annotated[str | None, typer.Option(help="auto (default), cpu, cuda.")]
 DtypeOption = Annotated[str | None, typer.Option(help="Language model precision: float32 (default), bfloat16.")]
 KOption = Annotated[int | None, typer.Option(help="Active latents per token, where the file lacks it.")]

@@ -35,11 +35,13 @@ def list_(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
 
 @app.command("show")
 def show(name: Annotated[str, typer.Argument(help="Task name.")]) -> None:
-    """A task's definition, parameters with defaults, sources and known weaknesses."""
+    """A task's definition, parameters with defaults, sources, known weaknesses, and the card of its metrics."""
     import inspect
     from dataclasses import fields
 
     from bench import registry
+    from bench.audit.entries import audits
+    from leaderboard import cards
 
     cls = registry.pick("task", name, registry.tasks())
     print(f"{name}@{cls.version}\n\n{inspect.getdoc(cls)}\n\nParameters:")
@@ -48,6 +50,9 @@ def show(name: Annotated[str, typer.Argument(help="Task name.")]) -> None:
     print("\nShown first: " + ", ".join(cls.headline))
     print("Known weaknesses:\n" + "\n".join(f"  - {c}" for c in cls.caveats))
     print("Sources: " + ", ".join(cls.sources) + "  (python -m bench cite)")
+    card, why = cards.read(name, cls.version), audits().without.get(name)
+    none = f"No metric card: {why or 'not audited yet'}" + ("" if why else f"; run python -m bench audit {name}")
+    print("\n".join(["", *(cards.lines(card) if card else [none])]))
 
 
 def _first(cls: type) -> str:

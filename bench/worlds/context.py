@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 from scipy.sparse import csr_matrix
@@ -18,7 +18,7 @@ from bench.lm.hf import LanguageModel
 from bench.lm.hooks import Hook
 from bench.sae.canonical import Canonical
 from bench.sae.codes import Codes
-from bench.store import Store
+from bench.store import Store, digest
 from bench.worlds.items import TEXT, Items, class_set, concept_items, labelled_set, two_way_set
 from bench.worlds.planted import World
 
@@ -61,6 +61,17 @@ class WorldContext(Context):
     @cached_property
     def norm_cut(self) -> float:
         return float("inf")
+
+    def sets_identity(self, kind: Literal["labelled", "two_way", "classes"], names: tuple[str, ...]) -> str:
+        return digest([self.site["revision"], kind, *(self._set_identity(kind, n) for n in names)])
+
+    def _set_identity(self, kind: str, name: str) -> str:
+        try:
+            if kind == "labelled":
+                return self.labelled(name).info.sha256
+            return (self.two_way(name) if kind == "two_way" else self.classes(name)).identity
+        except UsageError as e:  # the world has no such set; the task itself will say so
+            return e.cause
 
     def text(self, tokens: int) -> Tokens:
         """The first `tokens` planted tokens, in documents of 64."""

@@ -20,7 +20,7 @@ from bench.data.labelled import Labelled, SetInfo
 from bench.errors import UsageError
 from bench.rng import numpy_rng
 from bench.sae.codes import Codes
-from bench.store import Arrays, Store, digest
+from bench.store import Arrays, Store, array_sha256, digest
 from bench.worlds.planted import World
 from bench.worlds.truth import fires
 
@@ -157,7 +157,10 @@ def concept_items(items: Items, by_descendant: bool) -> Concepts:
     own = np.repeat(parents, [len(d) for d in drawn])[first]
     group = _lowest(world, truth, own) if by_descendant else np.arange(len(at))
     known = ~labels | (parents == own[:, None]) if by_descendant else np.ones_like(labels)
-    identity, counts = {"planted": "concepts", "by_descendant": by_descendant}, {"items": len(at), "parents": len(parents)}
+    identity, counts = (
+        {"planted": "concepts", "by_descendant": by_descendant, "items": array_sha256(at)},
+        {"items": len(at), "parents": len(parents)},
+    )
     return Concepts(x, labels, tuple(f"feature {p}" for p in parents), group, identity, counts, known)
 
 

@@ -79,6 +79,8 @@ class WorldSpec:
         scales = min(self.strength, self.noise, self.magnitude_sd) >= 0 and self.magnitude > 0
         if not (sizes and shares and scales) or self.circles > self.roots or (self.depth > 0 and self.branching < 1):
             raise UsageError(f"no such world: {self}", "see bench.worlds.planted.WorldSpec")
+        if self.circles and (self.depth < 1 or self.branching < 2):
+            raise UsageError("a circle needs children", "use depth ≥ 1 and branching ≥ 2")
         if self.in_trees > self.n_features:
             raise UsageError(f"the trees need {self.in_trees} features, there are {self.n_features}", "use fewer roots or levels")
 
