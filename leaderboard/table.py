@@ -93,7 +93,7 @@ def text(table: Sequence[Row], columns: Sequence[str], title: str) -> str:
 
 def metric_lines(record: Record, names: Sequence[str]) -> list[str]:
     """One line per metric of a record: value, interval or spread, number of units, direction."""
-    wanted: list[str] = [*([] if record.main is None or record.main in names else [record.main]), *names]
+    wanted = [*([] if record.main in ("", *names) else [record.main]), *names]
     shown = [(n, record.metrics[n]) for n in wanted if n in record.metrics]
     width = max((len(n) for n, _ in shown), default=0)
     return [f"  {n.ljust(width)}  {number(m.value):>8}  {_uncertainty(m):<22} n = {m.n} {_plural(m)}{_arrow(m)}" for n, m in shown]
