@@ -53,7 +53,7 @@ def _job(job: Job, records: Records, seen: set[str]) -> dict[str, Any]:
     head = 2 * lm.d_model * lm.model.config.get_text_config().vocab_size
     gflop = (
         (total - cached) * layer * below + work.tail * (layer * above + 2 * head) + total * 2 * job.subject.d_in * job.subject.d_sae
-    ) / 1e9
+    ) / 1e9 + work.gflop_per_latent * job.subject.d_sae
     weights = sum(p.numel() for p in lm.model.parameters()) * 4 + 2 * 4 * job.subject.d_in * job.subject.d_sae
     memory = (weights + 2 * 4 * total * lm.d_model) / 2**20 + 1024
     disk = 4 * lm.d_model * (total - cached) / 2**20

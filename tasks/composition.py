@@ -74,7 +74,9 @@ class Composition:
         return {"text": ctx.corpus.sha256}
 
     def work(self, ctx: Context) -> Work:
-        return Work({f"text {self.tokens}": ctx.text_cached(self.tokens)})
+        step = 4 * meta_sae.BATCH * ctx.lm.d_model / meta_sae.ROWS_PER_META_LATENT  # encoder product, doubled for the rest
+        runs = 2 * 2 * self.steps * self.seeds  # the control too, and both may be doubled
+        return Work({f"text {self.tokens}": ctx.text_cached(self.tokens)}, gflop_per_latent=runs * step / 1e9)
 
     def run(self, sae: Canonical, ctx: Context) -> Result | NotApplicable:
         firings = ctx.text_codes(sae, ctx.text(self.tokens)).firing_counts()

@@ -159,8 +159,12 @@ class SCR:
         """Pairs that are large enough, their texts as rows, and the others with the reason."""
         taken: list[tuple[TwoWay, list[list[str]], int, int]] = []
         too_small: dict[str, str] = {}
+        seen: dict[tuple[str, ...], str] = {}
         for name in self.pairs:
             pair = ctx.two_way(name)
+            if (twin := seen.setdefault((*pair.levels, pair.a_name, pair.b_name), name)) != name:
+                too_small[name] = f"the same pair as {twin}"
+                continue
             smallest = int(np.bincount(pair.cell, minlength=4).min())
             train = min(self.train // 4, int(0.8 * smallest))
             test = min(self.test // 4, smallest - train)

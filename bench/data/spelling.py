@@ -34,7 +34,8 @@ def words_sha256() -> str:
 def single_tokens(words: Sequence[str], tokenizer: Any) -> dict[str, int]:
     """The words that are exactly one token with a leading space, and that token's id, in the order given.
 
-    No BOS or other special token is added. The whole list takes about 2 s on one core.
+    Words are looked at after a line break, as they stand in the prompts: some tokenizers put a space of their own in
+    front of a text. No BOS or other special token is added. The whole list takes about 2 s on one core.
 
     Args:
         words: Words without spaces.
@@ -42,5 +43,6 @@ def single_tokens(words: Sequence[str], tokenizer: Any) -> dict[str, int]:
     """
     if not words:
         return {}
-    rows: list[list[int]] = tokenizer([f" {word}" for word in words], add_special_tokens=False)["input_ids"]
-    return {word: row[0] for word, row in zip(words, rows, strict=True) if len(row) == 1}
+    stem: list[int] = tokenizer("\n", add_special_tokens=False)["input_ids"]
+    rows: list[list[int]] = tokenizer([f"\n {word}" for word in words], add_special_tokens=False)["input_ids"]
+    return {word: row[-1] for word, row in zip(words, rows, strict=True) if row[:-1] == stem}

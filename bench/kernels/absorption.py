@@ -23,7 +23,6 @@ SHARE = 0.4  # of the projection that absorbers must carry
 SILENT = 1e-8
 CANDIDATES = 10
 SPLIT_GAIN = 0.03  # rise of F1 that makes a further latent a main latent
-_L1 = 1e-3  # in units of the root mean square of the active codes
 _CS = (0.01, 0.1, 1.0)
 _LOOSE = 1e-4  # gradient at which a probe's direction no longer moves in its third digit
 
@@ -156,9 +155,8 @@ def main_latents(
         known: [n, c] which items count for which concept; the others are neither examples nor counter-examples.
         part: [n] 0 training, 1 validation, 2 test.
     """
-    train, active = part == 0, f[part == 0].data
-    size = float(np.sqrt(np.mean(np.square(active, dtype=np.float64)))) if len(active) else 1.0
-    l1 = l1_logistic(f[train] / size, y[train], known[train], _L1)
+    train = part == 0
+    l1 = l1_logistic(f[train], y[train], known[train])
     main = np.zeros((width(f), y.shape[1]), dtype=bool)
     scores, found = np.zeros((y.shape[1], CANDIDATES)), np.zeros(y.shape[1], np.int64)
     for c in range(y.shape[1]):

@@ -69,11 +69,14 @@ def _objective(flat: np.ndarray, a: np.ndarray, y: np.ndarray, mass: np.ndarray)
     return float(loss), ((mass * (expit(margin) - y)).T @ a + kept).ravel()
 
 
-def l1_logistic(x: sp.csr_matrix, y: Bool[np.ndarray, "n c"], known: Bool[np.ndarray, "n c"], strength: float) -> Float[np.ndarray, "c m"]:
+def l1_logistic(
+    x: sp.csr_matrix, y: Bool[np.ndarray, "n c"], known: Bool[np.ndarray, "n c"], strength: float = 1e-3
+) -> Float[np.ndarray, "c m"]:
     """Class-balanced L1 logistic regressions of every column of `y` on sparse rows (liblinear's coordinate descent).
 
     Each minimises mean(weight · log(1 + exp(−s (x·w + b)))) + strength · Σ|w|; the intercept is hardly penalised.
-    Columns of `x` keep their scale.
+    Codes are divided by the root mean square of the active ones, all by one number: columns keep their relation, and
+    the scale of activations does not matter.
 
     Args:
         x: [n, m] codes.
@@ -82,11 +85,12 @@ def l1_logistic(x: sp.csr_matrix, y: Bool[np.ndarray, "n c"], known: Bool[np.nda
         strength: Penalty of a unit of weight.
 
     Returns:
-        [c, m] weights, mostly zero.
+        [c, m] weights on the scaled codes, mostly zero.
     """
     from sklearn.linear_model import LogisticRegression
 
-    a, weights = sp.csr_matrix(x.astype(np.float64)), []
+    size = float(np.sqrt(np.mean(np.square(x.data, dtype=np.float64)))) if x.nnz else 1.0
+    a, weights = sp.csr_matrix(x.astype(np.float64) / max(size, 1e-300)), []
     for column, rows in zip(y.T, known.T, strict=True):
         model = LogisticRegression(
             solver="liblinear",

@@ -12,7 +12,6 @@ from bench.kernels.logistic import l1_logistic, many_logistic
 from bench.kernels.probes import rank_by_difference, standardised
 
 _BINS = 4  # of the non-zero codes; zero is a bin of its own
-_L1 = 1e-3  # in units of the root mean square of the non-zero codes
 _POOL = 512  # latents that adaptive thresholding begins with
 
 
@@ -55,8 +54,7 @@ def mutual_information(f: sp.csr_matrix, y: Bool[np.ndarray, " n"]) -> Float[np.
 
 def l1_weight(f: sp.csr_matrix, y: Bool[np.ndarray, " n"]) -> Float[np.ndarray, " m"]:
     """|weight| of every latent in one L1 logistic regression on all of them."""
-    size = float(np.sqrt(np.mean(np.square(f.data, dtype=np.float64)))) if f.nnz else 1.0
-    return np.abs(l1_logistic(f / size, y[:, None], np.ones((len(y), 1), bool), _L1)[0])
+    return np.abs(l1_logistic(f, y[:, None], np.ones((len(y), 1), bool))[0])
 
 
 def adaptive_thresholding(f: sp.csr_matrix, y: Bool[np.ndarray, " n"]) -> Float[np.ndarray, " m"]:

@@ -174,5 +174,6 @@ def _first_without(word: int, start: int, holds: list[set[int]]) -> int:
 
 
 def _others(rng: np.random.Generator, pool: np.ndarray, word: int) -> np.ndarray:
-    """Ten words of a pool, never the word itself."""
-    return rng.permutation(rng.choice(pool[pool != word], _EXAMPLES, replace=False))
+    """Ten words of a pool, never the word itself; repeated only where the pool has too few."""
+    others = pool[pool != word]
+    return rng.choice(others, _EXAMPLES, replace=len(others) < _EXAMPLES)
