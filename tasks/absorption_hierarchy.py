@@ -39,6 +39,7 @@ class AbsorptionHierarchy:
     Args:
         sentences: Beginnings of sentences that each child is read after.
         fewest: Parents with fewer one-token children are left out.
+        parents: Most parents, those with most children; 0 takes all.
     """
 
     name: ClassVar[str] = "absorption_hierarchy"
@@ -52,9 +53,10 @@ class AbsorptionHierarchy:
     headline: ClassVar[tuple[str, ...]] = ("absorption_parent_fraction", "absorption_parent_full", "k1_f1", "hierarchy_cosine")
     sentences: int = 4
     fewest: int = 16
+    parents: int = 0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.sentences <= len(BEGINNINGS) or self.fewest < 8:
+        if not 1 <= self.sentences <= len(BEGINNINGS) or self.fewest < 8 or self.parents < 0:
             raise UsageError(
                 f"absorption_hierarchy needs 1 to {len(BEGINNINGS)} sentences and fewest ≥ 8",
                 "see python -m bench tasks show absorption_hierarchy",
@@ -63,7 +65,7 @@ class AbsorptionHierarchy:
     @property
     def request(self) -> Hierarchy:
         """The sentences to run."""
-        return Hierarchy(self.sentences, self.fewest)
+        return Hierarchy(self.sentences, self.fewest, self.parents)
 
     def data(self, ctx: Context) -> Mapping[str, str]:
         return {"sentences": self.request.sha256, "text": ctx.corpus.sha256}

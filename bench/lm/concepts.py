@@ -106,15 +106,17 @@ class Hierarchy:
     Args:
         sentences: Beginnings that each child is read after.
         fewest: Parents with fewer one-token children are left out.
+        parents: Most parents, those with most children; 0 takes all.
     """
 
     sentences: int = 8
     fewest: int = 16
+    parents: int = 0
 
     @property
     def sha256(self) -> str:
         """Identity of the nouns and the sentences."""
-        return digest([hierarchy.hierarchy_sha256(), list(hierarchy.BEGINNINGS), self.sentences, self.fewest])
+        return digest([hierarchy.hierarchy_sha256(), list(hierarchy.BEGINNINGS), self.sentences, self.fewest, self.parents])
 
     def prompts(self, lm: LanguageModel, seed: int) -> Prefixed:
         """What goes through the language model."""
@@ -126,8 +128,7 @@ class Hierarchy:
         shape = (len(children), len(parents))
         member = np.array([c in p.children for c in children for p in parents], bool).reshape(shape)
         also = np.array([c in p.also for c in children for p in parents], bool).reshape(shape)
-        rare = len(hierarchy.parents()) - len(parents)
-        counts = {"parents": len(parents), "children": len(children), "parents_with_too_few_children": rare}
+        counts = {"parents": len(parents), "children": len(children), "parents_left_out": len(hierarchy.parents()) - len(parents)}
         x = prompts.activations(lm, hook, store)
         names = tuple(p.name for p in parents)
         return _within(Concepts(x, member[child], names, child, prompts.parts(lm, hook), counts, ~also[child]), cut)
@@ -135,7 +136,9 @@ class Hierarchy:
     def _prompts(self, lm: LanguageModel) -> tuple[Prefixed, np.ndarray, list[str], list[hierarchy.Parent]]:
         every = {c for p in hierarchy.parents() for c in p.children}
         token = spelling.single_tokens(tuple(sorted(every)), lm.tokenizer)
-        parents = [p for p in hierarchy.parents() if sum(c in token for c in p.children) >= self.fewest]
+        size = {p: sum(c in token for c in p.children) for p in hierarchy.parents()}
+        largest = sorted((p for p in size if size[p] >= self.fewest), key=lambda p: -size[p])[: self.parents or None]
+        parents = [p for p in hierarchy.parents() if p in largest]
         children = sorted({c for p in parents for c in p.children if c in token})
         child = np.repeat(np.arange(len(children)), self.sentences)
         if not children:
