@@ -52,7 +52,7 @@ def test_absorption_of_every_word(theirs: Answers) -> None:
 def test_a_zero_projection_stops_them_and_counts_here(theirs: Answers) -> None:
     assert theirs["absorption_zero_projection_raises"] == 1
     ours = score_words(inputs.words(), scale=0.0)
-    assert ours.zero_projection == len(ours.fraction) and not ours.fraction.any() and not ours.full.any()
+    assert ours.zero_projection.all() and not ours.fraction.any() and not ours.full.any()
 
 
 def dense(s: inputs.Linear) -> DenseSAE:

@@ -55,7 +55,7 @@ def match(
     """
     u, v = unit(a.detach()), unit(b.detach())
     best, matched = _dense(u, v, block) if max(len(u), len(v)) <= most_dense else _sparse(u, v, nearest, block)
-    return Matched(np.clip(best, -1, 1), np.clip(matched, 0, 1))
+    return Matched(np.clip(best, -1, 1), np.clip(matched, 0, 1) + 0.0)  # no negative zero
 
 
 def _dense(a: Tensor, b: Tensor, block: int) -> tuple[np.ndarray, np.ndarray]:
