@@ -165,18 +165,23 @@ class Context:
         return np.where(some[:, None], x, 0), some
 
     def pooled(self, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
-        """Mean activation of each row's tokens that count.
+        """Mean activation of each row's tokens that count; kept in the store.
 
         Returns:
             ([n_rows, d] float32 means, [n_rows] whether the row has such a token; its mean is 0 otherwise).
         """
+        parts = {**self.site, "rows": rows.sha256, "cut": self.norm_cut}
+        found = self.store.get("pooled", parts, lambda: self._pool(rows))
+        return np.asarray(found["x"]), np.asarray(found["some"])
+
+    def _pool(self, rows: Rows) -> dict[str, np.ndarray]:
         out, some = np.zeros((len(rows.lengths), self.lm.d_model), np.float32), np.zeros(len(rows.lengths), bool)
         for members, tokens in self._shards(rows):
             size = np.bincount(tokens.row, minlength=len(members))
             sums = np.zeros((len(members), out.shape[1]))
             np.add.at(sums, tokens.row, tokens.kept)
             out[members], some[members] = sums / np.maximum(size, 1)[:, None], size > 0
-        return out, some
+        return {"x": out, "some": some}
 
     def pooled_codes(self, sae: Canonical, rows: Rows) -> Codes:
         """Codes of rows: the mean of the codes of each row's tokens that count, zeros counted; kept in the store."""

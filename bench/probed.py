@@ -1,4 +1,4 @@
-"""Texts of several sets run once, and linear probes on their mean activations, kept in the store.
+"""Texts of several sets run once, and linear probes on their activations, kept in the store.
 
 Pooled activations and probes depend on the site and the texts alone, so a second SAE costs its codes and no more.
 """
@@ -31,17 +31,6 @@ def distinct(ctx: Context, lists: Iterable[Sequence[str]], context: int) -> tupl
     return ctx.prompts(tails, context), {t: i for i, t in enumerate(texts)}
 
 
-def pooled(ctx: Context, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
-    """`Context.pooled`, kept in the store: mean activation of each row [n, d], and whether it has one [n]."""
-
-    def compute() -> Arrays:
-        x, some = ctx.pooled(rows)
-        return {"x": x, "some": some}
-
-    found = ctx.store.get("pooled", {**ctx.site, "rows": rows.sha256, "cut": ctx.norm_cut}, compute)
-    return np.asarray(found["x"]), np.asarray(found["some"])
-
-
 def probes(ctx: Context, rows: Rows, c: float, uses: Sequence[np.ndarray], fit: Callable[[], Arrays]) -> Arrays:
     """Probes on pooled activations of the rows, kept in the store.
 
@@ -56,9 +45,9 @@ def probes(ctx: Context, rows: Rows, c: float, uses: Sequence[np.ndarray], fit: 
     return ctx.store.get("probes", parts, fit)
 
 
-def work(ctx: Context, rows: Rows) -> Work:
-    """What running the rows asks of the language model."""
-    cached = Harvest(ctx.lm, ctx.hook, ctx.store).cached(rows)
+def work(ctx: Context, rows: Rows, wanted: np.ndarray | None = None) -> Work:
+    """What running the rows asks of the language model; of each row one token where `wanted` names it."""
+    cached = Harvest(ctx.lm, ctx.hook, ctx.store).cached(rows, wanted)
     return Work({f"prompts {rows.sha256}": (len(rows.ids), round(cached * len(rows.ids)))})
 
 

@@ -106,7 +106,7 @@ class SCR:
         drawn, rows, too_small = self._samples(ctx)
         if not drawn:
             return NotApplicable(f"no pair has {self.fewest} test texts in each of its four cells")
-        x, some = probed.pooled(ctx, rows)
+        x, some = ctx.pooled(rows)
         samples = [s for s in (_usable(s, some) for s in drawn) if s.test.shape[1] >= _FEWEST and s.validation.shape[1] >= 1]
         if not samples:
             return NotApplicable("no pair has enough texts with a token that counts")

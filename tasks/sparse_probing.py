@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import scipy.sparse as sp
 
+from bench import probed
 from bench.context import Context, last_ordinary
 from bench.data import labelled
 from bench.data.labelled import Labelled
@@ -18,7 +19,6 @@ from bench.kernels.folds import stratified_sample, stratified_split
 from bench.kernels.probes import nested_logistic, scores, standardised
 from bench.kernels.rankings import ranked, width
 from bench.kernels.statistics import mean_interval
-from bench.lm.harvest import Harvest
 from bench.sae.canonical import Canonical
 from bench.sae.codes import Codes
 from bench.store import array_sha256
@@ -107,20 +107,17 @@ class SparseProbing:
         return {"sets": ctx.sets_identity("labelled", self.names), "text": ctx.corpus.sha256}
 
     def work(self, ctx: Context) -> Work:
-        rows = self._prompts(ctx)[2]
-        picked = last_ordinary(rows)[0] if self.protocol == "last_token" else None
-        cached = Harvest(ctx.lm, ctx.hook, ctx.store).cached(rows, picked)
-        return Work({f"prompts {rows.sha256}": (len(rows.ids), round(cached * len(rows.ids)))})
+        rows = self._prompts(ctx)[1]
+        return probed.work(ctx, rows, last_ordinary(rows)[0] if self.protocol == "last_token" else None)
 
     def run(self, sae: Canonical, ctx: Context) -> Result | NotApplicable:
         if min(self.ks) > min(sae.d_sae, sae.d_in):
             return NotApplicable(f"fewer than {min(self.ks)} latents or neurons")
-        samples, texts, rows = self._prompts(ctx)
+        samples, rows, place = self._prompts(ctx)
         x, some = ctx.last_kept(rows) if self.protocol == "last_token" else ctx.pooled(rows)
         codes = self._codes(sae, ctx, rows, x)
-        place = {t: i for i, t in enumerate(texts)}
         table: dict[str, list[object]] = {c: [] for c in ("set", "family", "features", "k", "n_train", "n_test", *_SCORES)}
-        counts = dict.fromkeys(("sets", "sets_too_small", "rows", "rows_without_token"), 0) | {"texts_run_once": len(texts)}
+        counts = dict.fromkeys(("sets", "sets_too_small", "rows", "rows_without_token"), 0) | {"texts_run_once": len(place)}
         for sample in samples.values():
             at = np.array([place[t] for t in sample.texts])
             counts["rows_without_token"] += int((~some[at]).sum())
@@ -139,11 +136,10 @@ class SparseProbing:
             return NotApplicable("no set has enough rows on both sides of its split")
         return Result(f"accuracy_k{min(self.ks)}", _metrics(table, ctx), table, counts, _warnings(table))
 
-    def _prompts(self, ctx: Context) -> tuple[dict[str, Labelled], list[str], Rows]:
-        """Sampled sets, the texts among them without repeats, and those as token rows."""
+    def _prompts(self, ctx: Context) -> tuple[dict[str, Labelled], Rows, dict[str, int]]:
+        """Sampled sets, the texts among them without repeats as token rows, and the row of each text."""
         samples = {n: _sample(ctx.labelled(n), self.rows, ctx) for n in self.names}
-        texts = list(dict.fromkeys(t for s in samples.values() for t in s.texts))
-        return samples, texts, ctx.prompts(texts, self.context)
+        return samples, *probed.distinct(ctx, (s.texts for s in samples.values()), self.context)
 
     def _codes(self, sae: Canonical, ctx: Context, rows: Rows, x: np.ndarray) -> Codes:
         if self.protocol == "last_token":

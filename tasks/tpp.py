@@ -103,7 +103,7 @@ class TPP:
         drawn, rows, too_small = self._samples(ctx)
         if not drawn:
             return NotApplicable(f"no set has two classes with {3 * _FEWEST} texts")
-        x, some = probed.pooled(ctx, rows)
+        x, some = ctx.pooled(rows)
         samples = [s for s in (_usable(s, some) for s in drawn) if s.smallest >= _FEWEST / 2]
         if not samples:
             return NotApplicable("no set has enough texts with a token that counts")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
-from bench.kernels.statistics import CONFIDENCE, Interval
+from bench.kernels.statistics import CONFIDENCE, Interval, clip
 
 
 def cluster_jackknife(values: np.ndarray, levels: Sequence[tuple[str, str]], low: float = -np.inf, high: float = np.inf) -> Interval | None:
@@ -42,4 +42,4 @@ def cluster_jackknife(values: np.ndarray, levels: Sequence[tuple[str, str]], low
         by_level = (k - 1) / k * float(np.square(left_out - x.mean()).sum())
         variance, freedom = max(variance, by_level - variance), min(freedom, k - 1)
     reach = float(stats.t.ppf(0.5 + CONFIDENCE / 2, freedom)) * float(np.sqrt(variance))
-    return float(np.clip(x.mean() - reach, low, high)), float(np.clip(x.mean() + reach, low, high))
+    return clip(float(x.mean()) - reach, float(x.mean()) + reach, low, high)

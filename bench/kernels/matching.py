@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch import Tensor
 from bench.kernels.cosine import unit
 
 MOST_DENSE = 8192
-_NEAREST = 32
+NEAREST = 32
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Matched:
 
 
 def match(
-    a: Float[Tensor, "n d"], b: Float[Tensor, "m d"], most_dense: int = MOST_DENSE, nearest: int = _NEAREST, block: int = 256
+    a: Float[Tensor, "n d"], b: Float[Tensor, "m d"], most_dense: int = MOST_DENSE, nearest: int = NEAREST, block: int = 256
 ) -> Matched:
     """Rows of `a` matched to rows of `b`, at most one to one, so that the sum of cosines is the largest.
 
@@ -73,7 +73,7 @@ def _dense(a: Tensor, b: Tensor, block: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _sparse(a: Tensor, b: Tensor, nearest: int, block: int) -> tuple[np.ndarray, np.ndarray]:
-    """On each row's nearest. Costs are 2 − cosine, since the sparse solver reads a cost of 0 as no edge."""
+    """On each row's nearest."""
     n, m, k = len(a), len(b), min(nearest, len(b))
     cosine, at = np.empty((n, k), dtype=np.float32), np.empty((n, k), dtype=np.int32)
     room = a.new_empty(min(block, n) * m)
@@ -82,10 +82,28 @@ def _sparse(a: Tensor, b: Tensor, nearest: int, block: int) -> tuple[np.ndarray,
         s = torch.mm(part, b.T, out=room[: len(part) * m].view(len(part), m))
         values, indices = s.topk(k, dim=1)
         cosine[i : i + block], at[i : i + block] = values.cpu().numpy(), indices.cpu().numpy()
-    own = (m + np.arange(n, dtype=np.int32))[:, None]
-    cost = np.concatenate([2 - np.maximum(cosine, 0).astype(np.float64), np.full((n, 1), 2.0)], axis=1)
+    return cosine[:, 0].astype(np.float64), partners(at, np.maximum(cosine, 0), m)[1]
+
+
+def partners(at: Integer[np.ndarray, "n k"], cosine: Float[np.ndarray, "n k"], m: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows matched one to one among a few candidates each, so that the sum of cosines is the largest.
+
+    Each row has a place of its own to go to at cosine 0, so a full matching exists. Costs are 2 − cosine, since the
+    solver reads a cost of 0 as no edge.
+
+    Args:
+        at: [n, k] candidates of each row.
+        cosine: [n, k] their cosines, none negative.
+        m: Number of rows that are candidates.
+
+    Returns:
+        [n] partner of each row, m or more where it has none, and [n] its cosine, 0 where it has none.
+    """
+    n, k = at.shape
+    own = (m + np.arange(n, dtype=at.dtype))[:, None]
+    cost = np.concatenate([2 - cosine.astype(np.float64), np.full((n, 1), 2.0)], axis=1)
     graph = sp.csr_matrix((cost.ravel(), np.hstack([at, own]).ravel(), np.arange(0, n * (k + 1) + 1, k + 1)), shape=(n, m + n))
     rows, cols = min_weight_full_bipartite_matching(graph)
-    matched = np.zeros(n)
-    matched[rows] = 2 - np.asarray(graph[rows, cols]).ravel()
-    return cosine[:, 0].astype(np.float64), matched
+    partner, value = np.empty(n, np.int64), np.zeros(n)
+    partner[rows], value[rows] = cols, 2 - np.asarray(graph[rows, cols]).ravel()
+    return partner, value

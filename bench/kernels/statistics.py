@@ -35,7 +35,7 @@ def mean_interval(values: np.ndarray, rng: np.random.Generator, low: float = -np
         lower = upper = float(stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1))
     else:
         lower, upper = _studentised(x, rng)
-    return _clip(mean - lower * error, mean + upper * error, low, high)
+    return clip(mean - lower * error, mean + upper * error, low, high)
 
 
 def ratio_interval(numerator: np.ndarray, denominator: np.ndarray, low: float = -np.inf, high: float = np.inf) -> Interval | None:
@@ -58,7 +58,7 @@ def ratio_interval(numerator: np.ndarray, denominator: np.ndarray, low: float = 
     left_out = (a.sum() - a) / rest
     error = float(np.sqrt((n - 1) / n * np.square(left_out - left_out.mean()).sum()))
     value, t = float(a.sum() / b.sum()), float(stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1))
-    return _clip(value - t * error, value + t * error, low, high)
+    return clip(value - t * error, value + t * error, low, high)
 
 
 def wilson_interval(successes: int, trials: int) -> Interval | None:
@@ -93,5 +93,6 @@ def _studentised(x: np.ndarray, rng: np.random.Generator) -> Interval:
     return float(high), float(-low)
 
 
-def _clip(lower: float, upper: float, low: float, high: float) -> Interval:
+def clip(lower: float, upper: float, low: float, high: float) -> Interval:
+    """The interval cut to the metric's range."""
     return float(np.clip(lower, low, high)), float(np.clip(upper, low, high))

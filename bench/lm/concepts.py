@@ -53,7 +53,7 @@ class Spelling:
         chosen = self._chosen(lm, seed)
         prompts = self._prompts(lm, chosen, seed)
         names = tuple(sorted({w[0] for w in chosen.words}))
-        labels = np.array([w[0] == c for w in chosen.words for c in names], bool).reshape(len(chosen.words), len(names))
+        labels = np.array([w[0] for w in chosen.words], "U1")[:, None] == np.array(names, "U1")
         counts = {**chosen.counts, "letters": len(names)}
         x = prompts.activations(lm, hook, store)
         found = Concepts(x, labels, names, np.arange(len(x)), prompts.parts(lm, hook), counts, np.ones_like(labels), chosen.part)

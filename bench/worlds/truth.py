@@ -5,20 +5,18 @@ from __future__ import annotations
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csc_matrix, csr_matrix
-from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
+from bench.kernels.matching import MOST_DENSE, NEAREST, partners
 from bench.sae.codes import Codes
 
 RECOVERED = 0.9  # cosine above which a row counts as a feature's
 CARRIED = 0.3  # cosine from which a row carries a second feature
 _SUM = 0.8  # cosine below which a row is no sum of two features either
 _CANDIDATES = 8  # nearest features among which the best sum is looked for
-_MOST_DENSE = 8192  # features or rows that are matched on all cosines
-_NEAREST = 32  # candidates of a feature above that
 _BLOCK = 1024
 
 
-def matched(dictionary: np.ndarray, rows: np.ndarray, most_dense: int = _MOST_DENSE) -> tuple[np.ndarray, np.ndarray]:
+def matched(dictionary: np.ndarray, rows: np.ndarray, most_dense: int = MOST_DENSE) -> tuple[np.ndarray, np.ndarray]:
     """Features and rows paired one to one so that the sum of absolute cosines is the largest.
 
     Absolute, as in the mean correlation coefficient of Song et al. 2025 (arXiv 2505.20254); `bench.kernels.matching`
@@ -38,19 +36,14 @@ def matched(dictionary: np.ndarray, rows: np.ndarray, most_dense: int = _MOST_DE
         feature, row = linear_sum_assignment(cosine, maximize=True)
         at[feature], value[feature] = row, cosine[feature, row]
         return at, np.minimum(value, 1.0)
-    f, k = len(dictionary), min(_NEAREST, len(rows))
+    f, k = len(dictionary), min(NEAREST, len(rows))
     near, cosine = np.empty((f, k), np.int64), np.empty((f, k))
     for i in range(0, f, _BLOCK):
         part = np.abs(dictionary[i : i + _BLOCK] @ rows.T)
         near[i : i + _BLOCK] = np.argpartition(-part, k - 1, axis=1)[:, :k]
         cosine[i : i + _BLOCK] = np.take_along_axis(part, near[i : i + _BLOCK], 1)
-    alone = len(rows) + np.arange(f)[:, None]  # a place of its own for each feature, at cosine 0, so that a matching exists
-    cost = np.concatenate([2 - cosine, np.full((f, 1), 2.0)], 1)  # 0 would mean no edge
-    graph = csr_matrix((cost.ravel(), np.hstack([near, alone]).ravel(), np.arange(0, f * (k + 1) + 1, k + 1)), shape=(f, len(rows) + f))
-    feature, row = min_weight_full_bipartite_matching(graph)
-    real = row < len(rows)
-    at[feature[real]], value[feature[real]] = row[real], 2 - np.asarray(graph[feature[real], row[real]]).ravel()
-    return at, np.minimum(value, 1.0)
+    row, value = partners(near, cosine, len(rows))
+    return np.where(row < len(rows), row, -1), np.minimum(value, 1.0)
 
 
 def firing_counts(truth: Codes, codes: Codes, features: np.ndarray, latents: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
