@@ -62,6 +62,12 @@ class Tokens:
         """Tokens the mask leaves out."""
         return int((~self.keep).sum())
 
+    def first(self, tokens: int) -> Tokens:
+        """The first rows, as many as hold `tokens` tokens together (all where there are fewer)."""
+        n = min(int(np.searchsorted(self.rows.offsets, tokens)), len(self.rows.lengths))
+        end = int(self.rows.offsets[n])
+        return Tokens(self.rows.take(np.arange(n)), self.x[:end], self.keep[:end])
+
 
 @dataclass(frozen=True)
 class Context:

@@ -13,7 +13,8 @@ from bench import registry
 from bench.errors import UsageError
 
 DEFAULT_SUITE = "standard"
-_CAPPED = {"tokens": 128, "rows": 1, "words": 20, "train": 20, "docs": 30, "fewest_active": 2}  # what --limit caps, and its floor
+# what --limit caps, and its floor
+_CAPPED = {"tokens": 128, "loss_tokens": 128, "rows": 1, "words": 20, "train": 20, "docs": 30, "fewest_active": 2}
 
 
 @dataclass(frozen=True)

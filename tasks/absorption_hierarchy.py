@@ -47,6 +47,7 @@ class AbsorptionHierarchy:
     sources: ClassVar[tuple[str, ...]] = ("chanin2024", "park2024hierarchy", "miller1995wordnet")
     caveats: ClassVar[tuple[str, ...]] = (
         "no other suite has this task, so there are no published numbers to compare with",
+        "a parent has few children, and a quarter of them choose its latents: on planted worlds the score is up to a third too high",
         "an untrained dictionary scores low because it has no parent latents: read it beside k1_f1 and the random control",
         "the geometry is that of the reconstruction: a language model without the hierarchy gives no orthogonality to find",
     )

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from bench.context import Context, Tokens
+from bench.errors import UsageError
 from bench.kernels.reconstruction import Sums, document_sums
 from bench.kernels.statistics import mean_interval, ratio_interval
 from bench.sae.canonical import Canonical
@@ -28,6 +29,7 @@ class Reconstruction:
 
     Args:
         tokens: Evaluation tokens harvested; the unit is the document.
+        loss_tokens: The language model's losses are measured on the first documents, as many as hold this many tokens.
     """
 
     name: ClassVar[str] = "reconstruction"
@@ -47,13 +49,19 @@ class Reconstruction:
         "shrinkage_slope",
     )
     tokens: int = 16_384
+    loss_tokens: int = 8_192
+
+    def __post_init__(self) -> None:
+        if min(self.tokens, self.loss_tokens) < 1:
+            raise UsageError("reconstruction needs tokens ≥ 1 and loss_tokens ≥ 1", "see python -m bench tasks show reconstruction")
 
     def data(self, ctx: Context) -> Mapping[str, str]:
         return {"text": ctx.corpus.sha256}
 
     def work(self, ctx: Context) -> Work:
         total, cached = ctx.text_cached(self.tokens)
-        return Work({f"text {self.tokens}": (total, cached)}, tail=total * (1 if cached == total else 4))
+        tail = min(self.loss_tokens, total)
+        return Work({f"text {self.tokens}": (total, cached)}, tail=tail * (1 if cached == total else 4))
 
     def run(self, sae: Canonical, ctx: Context) -> Result | NotApplicable:
         text = ctx.text(self.tokens)
@@ -65,7 +73,7 @@ class Reconstruction:
         sums = document_sums(text.kept, xhat, text.document, mean)
         sums["active"] = np.bincount(text.document, codes.l0(), minlength=len(sums["tokens"]))
         if ctx.has_lm:
-            sums |= _losses(ctx, text, xhat)
+            sums |= _losses(ctx, text, xhat, self.loss_tokens)
         metrics = {**shape_metrics(sums, ctx), **(loss_metrics(sums) if ctx.has_lm else {}), **_firing_metrics(codes)}
         counts = {"tokens": int(text.keep.sum()), "tokens_masked": text.dropped, "documents": len(sums["tokens"])}
         counts["tokens_scored_for_loss"] = int(sums["scored"].sum()) if ctx.has_lm else 0
@@ -94,6 +102,7 @@ def shape_metrics(sums: Sums, ctx: Context) -> dict[str, Metric]:
 
 def loss_metrics(sums: Sums) -> dict[str, Metric]:
     """Scores of the spliced language model: raw losses, share recovered against two ablations, KL scores."""
+    sums = {k: v[sums["scored"] > 0] for k, v in sums.items()}
     n = sums["scored"]
     metrics = {f"ce_{k}": _ratio(sums[f"ce_{k}"], n, "lower", 0.0, np.inf) for k in ("clean", "sae", "zero", "mean")}
     metrics |= {f"{k}_sae": _ratio(sums[f"{k}_sae"], n, "lower", 0.0, np.inf) for k in ("kl", "kl_reverse")}
@@ -112,13 +121,16 @@ def _ratio(a: np.ndarray, b: np.ndarray, better: Any, low: float, high: float) -
     return Metric(float(a.sum() / b.sum()), len(a), _UNIT, "shared", better, ratio_interval(a, b, low, high))
 
 
-def _losses(ctx: Context, text: Tokens, xhat: np.ndarray) -> Sums:
-    """Sums per document of every loss, over kept tokens that have a next token."""
-    splicer = ctx.splicer(text)
+def _losses(ctx: Context, text: Tokens, xhat: np.ndarray, tokens: int) -> Sums:
+    """Sums per document of every loss, over kept tokens that have a next token; 0 in the documents left out."""
+    part = text.first(tokens)
+    kept = len(part.kept)
+    splicer = ctx.splicer(part)
     scored = splicer.scored
-    document = text.document[scored[text.keep]]
+    document = text.document[:kept][scored[part.keep]]
     size = int(text.document.max()) + 1
-    per_token = {"ce_clean": splicer.clean()["ce"], **{f"{k}_sae": v for k, v in splicer.spliced(xhat, "the SAE").items()}}
+    spliced = splicer.spliced(xhat[:kept], "the SAE")
+    per_token = {"ce_clean": splicer.clean()["ce"], **{f"{k}_sae": v for k, v in spliced.items()}}
     for kind in ("zero", "mean"):
         per_token |= {f"{k}_{kind}": v for k, v in splicer.ablated(kind).items()}
     sums = {k: np.bincount(document, np.asarray(v, np.float64), minlength=size) for k, v in per_token.items()}

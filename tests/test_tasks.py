@@ -128,6 +128,18 @@ def test_masked_positions_are_neither_replaced_nor_scored(ctx: Context) -> None:
     assert r.counts["documents"] == len(r.units["tokens"]) == r.metrics["l0"].n
 
 
+def test_losses_on_fewer_tokens_are_those_of_the_first_documents(ctx: Context) -> None:
+    whole, part = (run(Reconstruction(tokens=900, loss_tokens=n), identity_sae(), ctx) for n in (900, 300))
+    first = part.units["scored"] > 0
+    n = int(first.sum())
+    assert 0 < n < len(first) and first[:n].all() and part.counts["tokens_scored_for_loss"] < whole.counts["tokens_scored_for_loss"]
+    for loss in ("ce_clean", "ce_sae", "ce_zero", "kl_sae", "scored"):
+        assert np.allclose(part.units[loss][:n], whole.units[loss][:n], atol=1e-4) and not part.units[loss][n:].any()
+    assert part.metrics["ce_clean"].n == n and part.metrics["l0"] == whole.metrics["l0"]
+    ratio = part.units["ce_sae"].sum() / part.units["scored"].sum()
+    assert value(part, "ce_sae") == pytest.approx(ratio)
+
+
 # distinct features
 
 

@@ -175,11 +175,23 @@ def main_latents(
 def _nested_f1(f: sp.csr_matrix, y: np.ndarray, known: np.ndarray, part: np.ndarray) -> np.ndarray:
     """[p] validation F1 of balanced probes on the first 1 … p columns."""
     rows, held = (part == 0) & known, (part == 1) & known
-    a, b = standardised(f[rows].toarray().astype(np.float64), f[held].toarray().astype(np.float64))
-    weight = class_weights(y[rows][:, None], np.ones((int(rows.sum()), 1), bool))[:, 0]
-    w, bias = nested_logistic(a, y[rows].astype(np.int64), tuple(range(1, width(f) + 1)), weight=weight)
+    codes, labels = f[rows].toarray().astype(np.float64), y[rows]
+    a, b = standardised(codes, f[held].toarray().astype(np.float64))
+    weight = class_weights(labels[:, None], np.ones((len(labels), 1), bool))[:, 0]
+    kept, mass = _merged(~codes.any(1), labels, weight)
+    w, bias = nested_logistic(a[kept], labels[kept].astype(np.int64), tuple(range(1, width(f) + 1)), weight=mass)
     truth = np.repeat(y[held][:, None], width(f), 1)
     return f1(truth, b @ w.T + bias > 0, np.ones_like(truth))
+
+
+def _merged(alike: np.ndarray, y: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to keep and their weights when all `alike` rows of one label are one row: most words have no code here at all."""
+    first = [int(found[0]) for label in (True, False) if len(found := np.flatnonzero(alike & (y == label)))]
+    mass = weight.copy()
+    for i in first:
+        mass[i] = weight[alike & (y == y[i])].sum()
+    kept = np.append(np.flatnonzero(~alike), first).astype(np.int64)
+    return kept, mass[kept]
 
 
 def f1(y: Bool[np.ndarray, "n c"], said: Bool[np.ndarray, "n c"], known: Bool[np.ndarray, "n c"]) -> Float[np.ndarray, " c"]:

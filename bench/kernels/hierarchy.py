@@ -25,20 +25,22 @@ def hierarchy_cosines(
         [p] value with the own parent, and [p] with a random parent that the child does not belong to (0 where every
         child belongs to every parent).
     """
+    total, size = outside.T.astype(float) @ means, outside.sum(0)  # of all that are not a parent's children
+
+    def cosine(child: int, p: int) -> float:
+        origin = (total[p] - means[child]) / (size[p] - 1) if outside[child, p] else total[p] / size[p]
+        rest = np.flatnonzero(member[:, p])
+        rest = rng.permutation(rest[rest != child])
+        one, two = (means[half].mean(0) - origin for half in (rest[::2], rest[1::2]))
+        step = means[child] - origin - one
+        norms = float(np.linalg.norm(step) * np.linalg.norm(two))
+        return float(step @ two) / norms if norms > 0 else 0.0
+
     own, other = np.zeros(member.shape[1]), np.zeros(member.shape[1])
     for p in range(member.shape[1]):
         children = np.flatnonzero(member[:, p]).tolist()
-        own[p] = np.mean([_cosine(means, member[:, p], outside[:, p], c, rng) for c in children])
+        own[p] = np.mean([cosine(c, p) for c in children])
         strangers = [(c, int(rng.choice(np.flatnonzero(outside[c])))) for c in children if outside[c].any()]
-        drawn = [_cosine(means, member[:, q], outside[:, q], c, rng) for c, q in strangers]
+        drawn = [cosine(c, q) for c, q in strangers]
         other[p] = np.mean(drawn) if drawn else 0.0
     return own, other
-
-
-def _cosine(means: np.ndarray, belongs: np.ndarray, outside: np.ndarray, child: int, rng: np.random.Generator) -> float:
-    rest = rng.permutation(np.setdiff1d(np.flatnonzero(belongs), child))
-    origin = means[np.setdiff1d(np.flatnonzero(outside), child)].mean(0)
-    one, two = (means[half].mean(0) - origin for half in (rest[::2], rest[1::2]))
-    step = means[child] - origin - one
-    size = float(np.linalg.norm(step) * np.linalg.norm(two))
-    return float(step @ two) / size if size > 0 else 0.0

@@ -8,7 +8,7 @@ from scipy.special import expit
 from scipy.stats import rankdata
 
 _STEPS = 100
-_TOLERANCE = 1e-8
+_TOLERANCE = 1e-11
 
 
 def rank_by_difference(means: Float[np.ndarray, "2 m"]) -> Integer[np.ndarray, " m"]:
@@ -50,16 +50,15 @@ def nested_logistic(
     mass = np.full(n, c) if weight is None else c * weight
     design = np.concatenate([np.ones((n, 1)), x], axis=1)
     w = np.zeros((len(sizes), p + 1))
-    for i, k in enumerate(sizes):  # one at a time: the small ones then cost next to nothing
-        w[i, : k + 1] = _newton(np.ascontiguousarray(design[:, : k + 1]), y, mass)
+    start = np.append(np.log(mass[y == 1].sum() / mass[y == 0].sum()), np.zeros(p))
+    for i, k in enumerate(sizes):  # one at a time: the small ones then cost next to nothing, and each starts from the one before
+        start[: k + 1] = w[i, : k + 1] = _newton(np.ascontiguousarray(design[:, : k + 1]), y, mass, start[: k + 1])
     return w[:, 1:], w[:, 0]
 
 
-def _newton(design: np.ndarray, y: np.ndarray, mass: np.ndarray) -> np.ndarray:
-    """[k + 1] the minimum, intercept first, by Newton steps halved until the objective falls enough (Armijo)."""
+def _newton(design: np.ndarray, y: np.ndarray, mass: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """[k + 1] the minimum, intercept first, by Newton steps from w, halved until the objective falls enough (Armijo)."""
     penalty = np.append(0.0, np.ones(design.shape[1] - 1))
-    w = np.zeros(design.shape[1])
-    w[0] = np.log(mass[y == 1].sum() / mass[y == 0].sum())
 
     def objective(v: np.ndarray) -> float:
         margin = design @ v

@@ -207,7 +207,8 @@ class LanguageModel:
         head = self.model.get_output_embeddings()
         out = head(final.to(self.device, head.weight.dtype)).float()
         config = self.model.config.get_text_config()
-        out = out * (getattr(config, "logit_scale", None) or 1) / (getattr(config, "logits_scaling", None) or 1)
+        scale = (getattr(config, "logit_scale", None) or 1) / (getattr(config, "logits_scaling", None) or 1)
+        out = out if scale == 1 else out * scale
         cap = getattr(config, "final_logit_softcapping", None)
         return torch.tanh(out / cap) * cap if cap else out
 
