@@ -16,6 +16,8 @@ KS = (1, 2, 5, 10, 20)
 LETTERS = 3
 NOISE = 40  # draws without signal
 DRAWS = 20  # of negatives
+BOS, EOS, PAD = SPECIAL = (0, 1, 2)
+ALPHABET, PER_LETTER = 26, 40
 
 
 def unit(x: np.ndarray) -> np.ndarray:
@@ -68,10 +70,12 @@ class Linear:
     b_dec: np.ndarray
 
 
-def sae(d: int = 12, m: int = 40, seed: int = 2, fires_on_padding: bool = False, along: np.ndarray | None = None) -> Linear:
+def sae(
+    d: int = 12, m: int = 40, seed: int = 2, fires_on_padding: bool = False, along: np.ndarray | None = None, gain: float = 1.0
+) -> Linear:
     """A tied SAE on random rows; with `fires_on_padding`, a quarter of the latents are active on a zero activation.
 
-    Four of the rows are ± the directions `along`, where given.
+    Four of the rows are ± the directions `along`, where given. The encoder is `gain` times the decoder.
     """
     r = np.random.default_rng(seed)
     rows = unit(r.standard_normal((m, d))).astype(np.float32)
@@ -80,7 +84,17 @@ def sae(d: int = 12, m: int = 40, seed: int = 2, fires_on_padding: bool = False,
     b_enc = np.full(m, -0.3, np.float32)
     if fires_on_padding:
         b_enc[: m // 4] = 0.4
-    return Linear(np.ascontiguousarray(rows.T), b_enc, rows, (0.1 * r.standard_normal(d)).astype(np.float32))
+    return Linear(np.ascontiguousarray(np.float32(gain) * rows.T), b_enc, rows, (0.1 * r.standard_normal(d)).astype(np.float32))
+
+
+def rescaled(s: Linear, scale: float) -> Linear:
+    """The SAE that reconstructs `scale` times the activations as `s` reconstructs the activations."""
+    return Linear(s.w_enc, np.float32(scale) * s.b_enc, s.w_dec, np.float32(scale) * s.b_dec)
+
+
+def often_silent(s: Linear) -> Linear:
+    """The same rows with a high threshold and no decoder bias: where no latent is active the reconstruction is 0."""
+    return Linear(s.w_enc, s.b_enc - 2, s.w_dec, np.zeros_like(s.b_dec))
 
 
 @dataclass(frozen=True)
@@ -198,3 +212,79 @@ def dictionary(m: int = 300, d: int = 24, seed: int = 6) -> np.ndarray:
     """Rows of different norms."""
     r = np.random.default_rng(seed)
     return (r.standard_normal((m, d)) * r.uniform(0.2, 3.0, (m, 1))).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Rows of tokens [rows, length], and a stand-in language model: activations [words, d] at its hook, read-out [d, words]."""
+
+    ids: np.ndarray
+    table: np.ndarray
+    read: np.ndarray
+
+    def logits(self, acts: np.ndarray) -> np.ndarray:
+        """[rows, length, words] from activations [rows, length, d]: each position reads itself and the mean of all so far."""
+        so_far = np.cumsum(acts, axis=1, dtype=np.float64) / np.arange(1, acts.shape[1] + 1)[:, None]
+        return ((acts + so_far) @ self.read).astype(np.float32)
+
+
+def stream(special: bool = False, scale: float = 1.0, sure: float = 1.0, seed: int = 8) -> Stream:
+    """Six rows of 16 tokens with activations around a mean; the model is not bad at the next token.
+
+    With `special`, rows begin with a BOS of large activation, some hold an EOS, and the last ones are padded.
+    Activations are multiplied by `scale`, logits by `sure`.
+    """
+    r = np.random.default_rng(seed)
+    words, d = 30, 12
+    table = r.standard_normal((words, d)) + 0.8 * r.standard_normal(d)
+    ids = np.cumsum(r.integers(1, 3, (6, 16)), axis=1) % (words - len(SPECIAL)) + len(SPECIAL)  # one or two words further
+    read = 0.4 * (np.roll(table, 1, axis=0) + np.roll(table, 2, axis=0)).T
+    if special:
+        table[BOS] *= 6
+        ids[:, 0] = BOS
+        ids[[1, 4], [9, 5]] = EOS
+        ids[np.arange(16) >= np.array([16, 16, 16, 15, 11, 7])[:, None]] = PAD
+    return Stream(ids, (scale * table).astype(np.float32), sure / scale * read)
+
+
+@dataclass(frozen=True)
+class Spelled:
+    """Codes [n, m] of words, the letter of each, and which half is training (0) or held out (1)."""
+
+    f: np.ndarray
+    letter: np.ndarray
+    part: np.ndarray
+
+
+def spelled(scale: float = 1.0, seed: int = 9) -> Spelled:
+    """40 words of every letter in each half; a letter's latents fire on words of that letter alone, never two on one word.
+
+    The latents of a letter fire on fewer and fewer words, by at least two; the last letter has none. A probe on the
+    first k is then right about the words they fire on and wrong about the others, which gives every F1 exactly.
+    """
+    r = np.random.default_rng(seed)
+    letter = np.tile(np.repeat(np.arange(ALPHABET), PER_LETTER), 2)
+    part = np.repeat([0, 1], ALPHABET * PER_LETTER)
+    fires = covered()
+    f = np.zeros((len(letter), fires.size))
+    for c in range(ALPHABET):
+        for half in (0, 1):
+            rows = r.permutation(np.flatnonzero((letter == c) & (part == half)))
+            for i, of_latent in enumerate(np.split(rows, np.cumsum(fires[c]))[:-1]):
+                f[of_latent, c * fires.shape[1] + i] = r.uniform(0.8, 1.2, len(of_latent))
+    return Spelled((scale * f).astype(np.float32), letter, part)
+
+
+def covered(seed: int = 10) -> np.ndarray:
+    """[letters, 5] words of a letter on which each of its latents fires, in falling order; none for the last letter."""
+    r = np.random.default_rng(seed)
+    out = np.zeros((ALPHABET, 5), np.int64)
+    for c in range(ALPHABET - 1):
+        left = PER_LETTER
+        for i in range(5):
+            highest = min(left, int(out[c, i - 1]) - 2 if i else 24)
+            if highest < 1:
+                break
+            out[c, i] = r.integers(1, highest + 1) if i else r.integers(8, highest + 1)
+            left -= out[c, i]
+    return out

@@ -85,9 +85,11 @@ def unit_values(rows: Sequence[Mapping[str, object]], how: Units) -> dict[object
         return column(first) - (column(less) if less else 0.0)
 
     values = difference(how.value, how.less)
-    if how.over:
-        values = statistics.pseudo_values(values, difference(how.over, how.over_less))
     keys = [tuple(r[k] for k in how.keys) or (i,) for i, r in enumerate(rows)]
+    if how.over:
+        weight = difference(how.over, how.over_less)
+        held = np.flatnonzero(weight != 0)  # rows without weight were not measured: losses are on a part of the documents
+        values, keys = statistics.pseudo_values(values[held], weight[held]), [keys[i] for i in held]
     return statistics.grouped(keys, values)
 
 
