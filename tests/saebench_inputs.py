@@ -70,12 +70,10 @@ class Linear:
     b_dec: np.ndarray
 
 
-def sae(
-    d: int = 12, m: int = 40, seed: int = 2, fires_on_padding: bool = False, along: np.ndarray | None = None, gain: float = 1.0
-) -> Linear:
+def sae(d: int = 12, m: int = 40, seed: int = 2, fires_on_padding: bool = False, along: np.ndarray | None = None) -> Linear:
     """A tied SAE on random rows; with `fires_on_padding`, a quarter of the latents are active on a zero activation.
 
-    Four of the rows are ± the directions `along`, where given. The encoder is `gain` times the decoder.
+    Four of the rows are ± the directions `along`, where given.
     """
     r = np.random.default_rng(seed)
     rows = unit(r.standard_normal((m, d))).astype(np.float32)
@@ -84,7 +82,13 @@ def sae(
     b_enc = np.full(m, -0.3, np.float32)
     if fires_on_padding:
         b_enc[: m // 4] = 0.4
-    return Linear(np.ascontiguousarray(np.float32(gain) * rows.T), b_enc, rows, (0.1 * r.standard_normal(d)).astype(np.float32))
+    return Linear(np.ascontiguousarray(rows.T), b_enc, rows, (0.1 * r.standard_normal(d)).astype(np.float32))
+
+
+def reconstructing() -> Linear:
+    """80 random rows with an encoder so small that the sum of all active ones is about the activation."""
+    s = sae(m=80)
+    return Linear(np.float32(0.4) * s.w_enc, s.b_enc, s.w_dec, s.b_dec)
 
 
 def rescaled(s: Linear, scale: float) -> Linear:
@@ -94,7 +98,7 @@ def rescaled(s: Linear, scale: float) -> Linear:
 
 def often_silent(s: Linear) -> Linear:
     """The same rows with a high threshold and no decoder bias: where no latent is active the reconstruction is 0."""
-    return Linear(s.w_enc, s.b_enc - 2, s.w_dec, np.zeros_like(s.b_dec))
+    return Linear(s.w_enc, s.b_enc - np.float32(0.5), s.w_dec, np.zeros_like(s.b_dec))
 
 
 @dataclass(frozen=True)
@@ -223,9 +227,9 @@ class Stream:
     read: np.ndarray
 
     def logits(self, acts: np.ndarray) -> np.ndarray:
-        """[rows, length, words] from activations [rows, length, d]: each position reads itself and the mean of all so far."""
+        """[rows, length, words] from activations [rows, length, d]: each position reads itself, and a little of all so far."""
         so_far = np.cumsum(acts, axis=1, dtype=np.float64) / np.arange(1, acts.shape[1] + 1)[:, None]
-        return ((acts + so_far) @ self.read).astype(np.float32)
+        return ((acts + 0.3 * so_far) @ self.read).astype(np.float32)
 
 
 def stream(special: bool = False, scale: float = 1.0, sure: float = 1.0, seed: int = 8) -> Stream:
@@ -236,11 +240,12 @@ def stream(special: bool = False, scale: float = 1.0, sure: float = 1.0, seed: i
     """
     r = np.random.default_rng(seed)
     words, d = 30, 12
-    table = r.standard_normal((words, d)) + 0.8 * r.standard_normal(d)
+    table = r.standard_normal((words, d))
     ids = np.cumsum(r.integers(1, 3, (6, 16)), axis=1) % (words - len(SPECIAL)) + len(SPECIAL)  # one or two words further
-    read = 0.4 * (np.roll(table, 1, axis=0) + np.roll(table, 2, axis=0)).T
+    read = 0.15 * (np.roll(table, 1, axis=0) + np.roll(table, 2, axis=0)).T
+    table += 0.5 * r.standard_normal(d)
     if special:
-        table[BOS] *= 6
+        table[BOS] *= 4
         ids[:, 0] = BOS
         ids[[1, 4], [9, 5]] = EOS
         ids[np.arange(16) >= np.array([16, 16, 16, 15, 11, 7])[:, None]] = PAD
@@ -271,7 +276,7 @@ def spelled(scale: float = 1.0, seed: int = 9) -> Spelled:
         for half in (0, 1):
             rows = r.permutation(np.flatnonzero((letter == c) & (part == half)))
             for i, of_latent in enumerate(np.split(rows, np.cumsum(fires[c]))[:-1]):
-                f[of_latent, c * fires.shape[1] + i] = r.uniform(0.8, 1.2, len(of_latent))
+                f[of_latent, c * fires.shape[1] + i] = r.uniform(0.98, 1.02, len(of_latent))
     return Spelled((scale * f).astype(np.float32), letter, part)
 
 
