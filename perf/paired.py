@@ -15,7 +15,7 @@ from scipy import stats
 
 from bench.audit import statistics
 from bench.audit.entries import Entry, audits
-from bench.audit.real import Found, alike
+from bench.audit.real import Found, alike, standard_sizes
 from bench.record import Record, Records
 from bench.registry import tasks
 
@@ -38,7 +38,7 @@ def cell(r: Record | None, metric: str) -> str:
 def difference(entry: Entry, metric: str, found: Found, pair: tuple[str, str]) -> str:
     """The second of the pair less the first, over common units."""
     if metric not in entry.units:
-        return "not paired: no shared units"
+        return ""
     b, a = (found.units(name, 0, entry.units[metric]) for name in pair)
     d = statistics.paired(a, b)
     if len(d) < 3:
@@ -51,12 +51,12 @@ def difference(entry: Entry, metric: str, found: Found, pair: tuple[str, str]) -
 
 
 def page(folder: Path) -> str:
-    known, book = tasks(), audits()
+    known, book, sizes = tasks(), audits(), standard_sizes()
     lines, notes = [HEAD, ""], []
     names = [*book.pair, *book.controls]
     lines += ["| task | metric | " + " | ".join(names) + f" | {book.pair[1]} − {book.pair[0]}, paired |", "|" + "---|" * (len(names) + 3)]
     for task, entry in book.tasks.items():
-        found = alike(task, known[task].version, [Records(folder)], book.pair)
+        found = alike(task, known[task].version, [Records(folder)], book.pair, sizes[task])
         if not found.records:
             continue
         held = {n: found.records.get((n, 0)) for n in names}

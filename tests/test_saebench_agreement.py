@@ -19,6 +19,7 @@ import torch
 from bench.context import Context
 from bench.kernels import ablation, absorption, cosine, probes
 from bench.kernels.reconstruction import document_sums, token_losses
+from bench.lm import tiny
 from bench.sae.activations import ReLU
 from bench.sae.codes import Codes
 from bench.sae.dense import DenseSAE
@@ -27,7 +28,7 @@ from bench.types import NotApplicable, Result
 from tasks import reconstruction, scr
 from tasks import tpp as tpp_task
 from tests import saebench_inputs as inputs
-from tests.worlds import tiny_context
+from tests.worlds import corpus
 
 Answers = dict[str, Any]
 
@@ -39,7 +40,7 @@ def theirs() -> Answers:
 
 @pytest.fixture(scope="module")
 def ctx(tmp_path_factory: pytest.TempPathFactory) -> Context:
-    return tiny_context(Store(tmp_path_factory.mktemp("store")))
+    return Context(tiny.load, {}, corpus(), Store(tmp_path_factory.mktemp("store")))
 
 
 def score_words(w: inputs.Words, scale: float = 1.0) -> absorption.Absorbed:
@@ -326,20 +327,26 @@ def losses(
     return {k: m.value for k, m in reconstruction.loss_metrics(sums).items()}
 
 
-OUR_NAMES = {"cossim": "cosine", "l2_ratio": "relative_norm", "l0": "l0"}
-OUR_NAMES |= {"frac_alive": "alive"}
-OUR_NAMES |= {"freq_over_1_percent": "share_firing_above_1pct", "freq_over_10_percent": "share_firing_above_10pct"}
+OUR_NAMES = {
+    "cossim": "cosine",
+    "l2_ratio": "relative_norm",
+    "l0": "l0",
+    "frac_alive": "alive",
+    "freq_over_1_percent": "share_firing_above_1pct",
+    "freq_over_10_percent": "share_firing_above_10pct",
+}
 CE_NAMES = {"ce_clean": "without_sae", "ce_sae": "with_sae", "ce_zero": "with_ablation", "ce_recovered_zero": "score"}
-CORE = {"core": {}, "core_by_row": {}, "core_larger": {"scale": 4.0}, "core_special": {"special": True}}
 
 
-@pytest.mark.parametrize("name", CORE)
-def test_means_over_tokens(theirs: Answers, ctx: Context, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "special", "scale"),
+    [("core", False, 1.0), ("core_by_row", False, 1.0), ("core_larger", False, 4.0), ("core_special", True, 1.0)],
+)
+def test_means_over_tokens(theirs: Answers, ctx: Context, name: str, special: bool, scale: float) -> None:
     """Cosine, norm ratio, L0 and firing shares: no batch, scale or special token makes a difference."""
-    s = inputs.rescaled(inputs.reconstructing(), CORE[name].get("scale", 1.0))
-    ours, they = shape(inputs.stream(**CORE[name]), s, ctx), theirs[name]
+    ours = shape(inputs.stream(special, scale), inputs.rescaled(inputs.reconstructing(), scale), ctx)
     for their_name, our_name in OUR_NAMES.items():
-        assert ours[our_name] == pytest.approx(they[their_name], rel=2e-6)
+        assert ours[our_name] == pytest.approx(theirs[name][their_name], rel=2e-6)
     assert 0.8 < ours["alive"] < 1 and 0.5 < ours["share_firing_above_10pct"] < ours["share_firing_above_1pct"]
 
 
@@ -434,12 +441,17 @@ def own_latents(found: absorption.MainLatents) -> list[list[int]]:
     return [np.flatnonzero(column).tolist() for column in found.main.T]
 
 
-def test_split_latents_of_every_letter(theirs: Answers) -> None:
+@pytest.fixture(scope="module")
+def spelled() -> absorption.MainLatents:
+    return main_latents(inputs.spelled())
+
+
+def test_split_latents_of_every_letter(theirs: Answers, spelled: absorption.MainLatents) -> None:
     """The same latents and the same F1 of 1, 2, … of them; a gain of F1 of more than 0.03 is asked for on both sides.
 
     Their results hold the number of main latents, as ours; the table of their probes holds one less under the same name.
     """
-    ours, they = main_latents(inputs.spelled()), theirs["split"]
+    ours, they = spelled, theirs["split"]
     cover = np.cumsum(inputs.covered(), axis=1)[:-1]
     f1 = 2 * cover / (inputs.PER_LETTER + cover)
     assert own_latents(ours)[:-1] == they["main"][:-1]
@@ -453,12 +465,11 @@ def test_split_latents_of_every_letter(theirs: Answers) -> None:
     assert ((gain > 0.02) & (gain < 0.03)).any() and ((gain > 0.03) & (gain < 0.04)).any()
 
 
-def test_a_letter_without_a_latent_has_one_there_and_none_here(theirs: Answers) -> None:
+def test_a_letter_without_a_latent_has_one_there_and_none_here(theirs: Answers, spelled: absorption.MainLatents) -> None:
     p, they = inputs.spelled(), theirs["split"]
-    ours = main_latents(p)
     assert not p.f[p.letter == inputs.ALPHABET - 1].any()
     assert len(they["main"][-1]) == 1 and they["f1"][-1][0] < 0.1
-    assert ours.split[-1] == 0 and ours.candidates[-1] == 0
+    assert spelled.split[-1] == 0 and spelled.candidates[-1] == 0
 
 
 def test_small_codes_have_the_same_split_latents_here(theirs: Answers) -> None:
@@ -469,11 +480,11 @@ def test_small_codes_have_the_same_split_latents_here(theirs: Answers) -> None:
     assert sum(same) <= 1 and np.median(np.array(theirs["split_small"]["f1"])[:, 0]) == 0
 
 
-def test_candidates_are_in_order_of_what_they_predict(theirs: Answers) -> None:
+def test_candidates_are_in_order_of_what_they_predict(theirs: Answers, spelled: absorption.MainLatents) -> None:
     """By default their L1 probe takes one step an epoch on so few words, too few to forget where it started."""
     best = inputs.covered().max(1)[:-1]
     best = 2 * best / (inputs.PER_LETTER + best)
-    np.testing.assert_allclose(main_latents(inputs.spelled()).f1[:-1, 0], best, atol=1e-12)
+    np.testing.assert_allclose(spelled.f1[:-1, 0], best, atol=1e-12)
     assert (np.array(theirs["split_defaults"]["f1"])[:-1, 0] < best - 1e-6).sum() > 12
     differ = [a != b for a, b in zip(theirs["split"]["main"], theirs["split_defaults"]["main"], strict=True)]
     assert 5 < sum(differ[:-1]) < 20
