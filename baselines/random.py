@@ -32,7 +32,7 @@ class Random:
         return parts.tied_init(self.d_sae, mean, rng)
 
     def loss(self, w: Weights, x: Tensor, state: State, rng: torch.Generator) -> tuple[dict[str, Tensor], Forward]:
-        codes = batch_top(x, w.W_enc, w.b_enc, self.k, w.b_dec)
+        codes = batch_top(x, w.W_enc, w.b_enc, self.k, w.b_dec, state.floor)
         xhat = parts.reconstruction(w, codes)
         return {"mse": parts.mse(x, xhat)}, Forward(codes, xhat)
 

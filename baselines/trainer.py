@@ -173,7 +173,7 @@ class _Run:
     def export(self, w: Weights, folder: Path, state: State, log: Mapping[str, Any]) -> DenseSAE:
         """Write the inference form; the threshold is calibrated on the weights as rounded for the file."""
         dtype = getattr(torch, self.config.dtype)
-        kept = Weights(w.W_enc.detach().to(dtype).float(), w.b_enc.detach(), w.W_dec.detach().to(dtype).float(), w.b_dec.detach())
+        kept = replace(w.map(Tensor.detach), W_enc=w.W_enc.detach().to(dtype).float(), W_dec=w.W_dec.detach().to(dtype).float())
         sae = rounded(self.method.export(kept, self.scale, self.data.calibration() * self.scale), dtype)
         name = str(describe(self.method)["method"])
         training = {
@@ -196,7 +196,8 @@ class _Run:
             for part, v in opt.state[t].items():
                 tensors[f"{n}.{part}"] = v.clone()
         work = self.out / f"{RESUME}.tmp"
-        save_file(tensors, work, metadata={"identity": self.identity, "step": str(state.step)})
+        memory = json.dumps({"step": state.step, "floor": state.floor, "extra": dict(state.extra)})
+        save_file(tensors, work, metadata={"identity": self.identity, "state": memory})
         work.replace(self.out / RESUME)
 
     def _recall(self, w: Weights, opt: torch.optim.Adam, state: State) -> State:
@@ -211,5 +212,6 @@ class _Run:
             for n, t in w.named().items():
                 t.copy_(tensors[n])
                 opt.state[t] = {p: tensors[f"{n}.{p}"] for p in ("step", "exp_avg", "exp_avg_sq")}
-        progress.note("going on with an interrupted run", step=meta["step"])
-        return replace(state, step=int(meta["step"]), silent=tensors["silent"])
+        remembered = json.loads(meta["state"])
+        progress.note("going on with an interrupted run", step=remembered["step"])
+        return replace(state, silent=tensors["silent"], **remembered)
