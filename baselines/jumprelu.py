@@ -40,8 +40,7 @@ class JumpReLU(Usual):
 
     def loss(self, w: Weights, x: Tensor, state: State, rng: torch.Generator) -> tuple[dict[str, Tensor], Forward]:
         theta = w.extra["threshold"]
-        lowest = (theta.detach() - self.bandwidth / 2).clamp(min=0)  # latents just below θ move it, but are not active
-        near = above(x, w.W_enc, w.b_enc, lowest, w.b_dec)
+        near = above(x, w.W_enc, w.b_enc, theta.detach() - self.bandwidth / 2, w.b_dec)  # those just below θ move it
         values, active = _Jump.apply(near.values, theta[near.cols], self.bandwidth)
         xhat = parts.reconstruction(w, near.valued(values))
         l0 = active.sum() / len(x)

@@ -1,7 +1,8 @@
-"""What most methods have in common, and what every wrapper hands on to the method it wraps."""
+"""What every wrapper hands on to the method it wraps."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -31,8 +32,15 @@ class Over:
     def k(self) -> int:
         return self.base.k
 
+    @property
+    def trains(self) -> bool:
+        return getattr(self.base, "trains", True)
+
     def init(self, mean: Tensor, rng: torch.Generator) -> Weights:
         return self.base.init(mean, rng)
+
+    def prepare(self, w: Weights, sample: Callable[[], Tensor], rng: torch.Generator) -> Weights:
+        return parts.prepared(self.base, w, sample, rng)
 
     def loss(self, w: Weights, x: Tensor, state: State, rng: torch.Generator) -> tuple[dict[str, Tensor], Forward]:
         return self.base.loss(w, x, state, rng)

@@ -137,6 +137,19 @@ class Usual:
         return export_with_threshold(w, scale, calibration, self.k)
 
 
+def prepared(method: Trainer, w: Weights, sample: Callable[[], Tensor], rng: torch.Generator) -> Weights:
+    """The weights of step 0: those of `init`, or what a method with a function `prepare` makes of them after a look at the data.
+
+    Args:
+        method: Any; few have `prepare`.
+        w: Of `init`.
+        sample: Gives [n, d] scaled training tokens.
+        rng: For the method's own draws.
+    """
+    look = getattr(method, "prepare", None)
+    return look(w, sample, rng) if look else w
+
+
 def tied_init(d_sae: int, mean: Tensor, rng: torch.Generator) -> Weights:
     """Random unit decoder rows, encoder equal to the decoder, b_enc = 0, b_dec = the data's mean."""
     rows = torch.randn(d_sae, len(mean), generator=rng)
@@ -238,20 +251,16 @@ def descend(
     Raises:
         VerificationError: The loss stopped being finite.
     """
+    from baselines.descent import move  # it knows the classes of this module
+
     opt.zero_grad(set_to_none=True)
     terms, forward = method.loss(w, x, state, rng)
     loss = torch.stack(list(terms.values())).sum()
     if not torch.isfinite(loss):
         raise VerificationError(f"the loss is not finite at step {state.step}", "lower the learning rate")
     loss.backward()
-    method.project_grad(w)
-    grads = [t.grad for t in w.named().values() if t.grad is not None]
-    norm = torch.nn.utils.get_total_norm(grads)
-    if norm > clip:  # most steps need no pass over the gradients
-        torch.nn.utils.clip_grads_with_norm_(list(w.named().values()), clip, norm)
     opt.param_groups[0]["lr"] = lr
-    opt.step()
-    method.constrain(w)
+    move(method, w, opt, clip)
     return method.update(state, forward), terms, forward
 
 

@@ -7,21 +7,45 @@ cost B·k·d each instead of B·m·d.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from baselines import ops
+from bench.kernels import arrays
 
 _SLACK = 0.93  # of the last batch's smallest code: lets through about 1.5 times as many candidates as are wanted
-_LOWER = 0.7  # the bound is lowered by this factor when too few candidates came through
+_LOWER, _LEAST = 0.7, 0.01  # factor by which the bound is lowered when too few candidates came through; then its square, and so on
 _SAMPLE = 16  # every 16th token is looked at for a first guess
-_EARLY = 0.05  # share of tokens whose k-th largest may lie below the guess; they are encoded once more
 
 Found = tuple[Tensor, Tensor]  # flat indices, ascending, and values
 Rule = Callable[[Tensor, Tensor, Tensor], Found]
+
+
+@dataclass(frozen=True)
+class ByLatent:
+    """The order of codes by latent: worked out once, used by the gradients of codes and of both matrices.
+
+    Args:
+        cols: [nnz] latent of each code.
+        m: Number of latents.
+    """
+
+    cols: Tensor
+    m: int
+
+    @cached_property
+    def order(self) -> Tensor:
+        """[nnz] places of the codes, by latent, then by token."""
+        return ops.by_latent(self.cols, self.m)
+
+    @cached_property
+    def latents(self) -> Tensor:
+        """[nnz] latent of each code in that order."""
+        return self.cols.index_select(0, self.order)
 
 
 @dataclass(frozen=True)
@@ -34,6 +58,7 @@ class SparseBatch:
         values: [nnz] code, with gradient.
         n: Tokens in the batch.
         floor: About the smallest code that was selected: where the selection of the next batch may start to look.
+        by_latent: Order of `cols`, if something else has use for it too.
     """
 
     rows: Tensor
@@ -41,6 +66,7 @@ class SparseBatch:
     values: Tensor
     n: int
     floor: float = 0.0
+    by_latent: ByLatent | None = field(default=None, repr=False, compare=False)
 
     def below(self, latents: int) -> SparseBatch:
         """Only the codes of the first `latents` latents."""
@@ -49,7 +75,7 @@ class SparseBatch:
 
     def valued(self, values: Tensor) -> SparseBatch:
         """Other values at the same places."""
-        return SparseBatch(self.rows, self.cols, values, self.n, self.floor)
+        return replace(self, values=values)
 
 
 def batch_top(x: Tensor, w_enc: Tensor, b_enc: Tensor, k: int, centre: Tensor | None = None, floor: float = 0.0) -> SparseBatch:
@@ -69,37 +95,27 @@ def batch_top(x: Tensor, w_enc: Tensor, b_enc: Tensor, k: int, centre: Tensor | 
 
     def rule(centred: Tensor, w: Tensor, b: Tensor) -> Found:
         count = k * len(centred)
-        bound = _SLACK * floor if floor > 0 else _guess(centred, w, b, k)
+        bound, lower = _SLACK * floor if floor > 0 else _guess(centred, w, b, k), _LOWER
         flat, values = ops.encode_above(centred, w, b, bound)
         while len(flat) < count and bound > 0:
-            bound = bound * _LOWER if bound > 1e-3 * max(floor, 1e-3) else 0.0
+            bound, lower = bound * lower if lower > _LEAST else 0.0, lower * lower
             flat, values = ops.encode_above(centred, w, b, bound)
         keep = _largest(values, count)
-        return flat[keep], values[keep]
+        return flat.index_select(0, keep), values.index_select(0, keep)
 
     codes = _select(x, w_enc, b_enc, centre, rule)
-    return _with_floor(codes, codes.values.detach())
+    return replace(codes, floor=float(codes.values.detach().min()) if len(codes.values) else 0.0)
 
 
 def token_top(x: Tensor, w_enc: Tensor, b_enc: Tensor, k: int, centre: Tensor | None = None, floor: float = 0.0) -> SparseBatch:
     """The k largest pre-activations of every token, then ReLU (TopK, Gao et al. 2024). Arguments as in `batch_top`."""
 
     def rule(centred: Tensor, w: Tensor, b: Tensor) -> Found:
-        bound = _SLACK * floor if floor > 0 else _guess(centred, w, b, 2 * k)
-        flat, values = ops.encode_above(centred, w, b, bound)
-        few = torch.bincount(flat // len(w), minlength=len(centred)) < k
-        if bound > 0 and bool(few.any()):
-            again = torch.nonzero(few).squeeze(1)
-            at, more = ops.encode_above(centred[again], w, b, 0.0)
-            at = again[at // len(w)] * len(w) + at % len(w)
-            rest = ~few[flat // len(w)]
-            flat, order = torch.cat([flat[rest], at]).sort()
-            values = torch.cat([values[rest], more])[order]
-        return _top_of_each(flat, values, flat // len(w), k, len(centred))
+        flat, values = ops.encode_top(centred, w, b, k)
+        keep = _largest_of_each(values, flat // len(w), k, len(centred))
+        return flat.index_select(0, keep), values.index_select(0, keep)
 
-    codes = _select(x, w_enc, b_enc, centre, rule)
-    smallest = codes.values.detach().new_full((codes.n,), torch.inf).scatter_reduce_(0, codes.rows, codes.values.detach(), "amin")
-    return _with_floor(codes, smallest.kthvalue(max(1, int(_EARLY * codes.n))).values)
+    return _select(x, w_enc, b_enc, centre, rule)
 
 
 def above(x: Tensor, w_enc: Tensor, b_enc: Tensor, bound: float | Tensor = 0.0, centre: Tensor | None = None) -> SparseBatch:
@@ -110,17 +126,17 @@ def above(x: Tensor, w_enc: Tensor, b_enc: Tensor, bound: float | Tensor = 0.0, 
 
 def decode(codes: SparseBatch, w_dec: Tensor) -> Tensor:
     """[n, d] sums of decoder rows weighted by codes, without bias."""
-    return _Decode.apply(codes.values, w_dec, codes.rows, codes.cols, codes.n)
+    return _Decode.apply(codes.values, w_dec, codes.rows, codes.n, codes.by_latent or ByLatent(codes.cols, len(w_dec)))
 
 
 def _select(x: Tensor, w: Tensor, b: Tensor, centre: Tensor | None, rule: Rule) -> SparseBatch:
-    rows, cols, values = _Select.apply(x, w, b, centre, rule)
-    return SparseBatch(rows, cols, values, len(x))
-
-
-def _with_floor(codes: SparseBatch, smallest: Tensor) -> SparseBatch:
-    floor = float(smallest.min()) if smallest.numel() else 0.0
-    return SparseBatch(codes.rows, codes.cols, codes.values, codes.n, floor if floor < torch.inf else 0.0)
+    with torch.no_grad():
+        centred = x if centre is None else x - centre
+        flat, found = rule(centred, w, b)
+        rows = flat // len(w)
+        by_latent = ByLatent(flat - rows * len(w), len(w))
+    values = _Encode.apply(x, w, b, centre, found, centred.detach(), rows, by_latent)
+    return SparseBatch(rows, by_latent.cols, values, len(x), by_latent=by_latent)
 
 
 def _guess(centred: Tensor, w: Tensor, b: Tensor, k: int) -> float:
@@ -128,69 +144,98 @@ def _guess(centred: Tensor, w: Tensor, b: Tensor, k: int) -> float:
     sample = centred[::_SAMPLE]
     _, values = ops.encode_above(sample, w, b, 0.0)
     rank = int(1.5 * k * len(sample)) + 8
-    return float(values.kthvalue(len(values) - rank + 1).values) if rank <= len(values) else 0.0
+    return float(arrays.kth_largest(values, rank)) if rank <= len(values) else 0.0
 
 
 def _largest(values: Tensor, count: int) -> Tensor:
-    """Mask of the `count` largest; among equal ones the first."""
+    """[min(nnz, count)] places of the largest, ascending; among equal ones the first."""
     if len(values) <= count:
-        return torch.ones(len(values), dtype=torch.bool, device=values.device)
-    if count == 0:
-        return torch.zeros(len(values), dtype=torch.bool, device=values.device)
-    smallest = values.kthvalue(len(values) - count + 1).values
+        return torch.arange(len(values), device=values.device)
+    smallest = arrays.kth_largest(values, count) if count else values.new_full((), torch.inf)
     keep = values > smallest
-    equal = torch.nonzero(values == smallest).squeeze(1)
+    equal = arrays.nonzero(values == smallest)
     keep[equal[: count - int(keep.sum())]] = True
-    return keep
+    return arrays.nonzero(keep)
 
 
-def _top_of_each(flat: Tensor, values: Tensor, row: Tensor, k: int, n: int) -> Found:
-    """The k largest of every row's entries; among equal ones the first."""
-    order = torch.argsort(values, descending=True, stable=True)
-    order = order[torch.argsort(row[order], stable=True)]
+def _largest_of_each(values: Tensor, row: Tensor, k: int, n: int) -> Tensor:
+    """[nnz] places of the k largest of every row, ascending; among equal ones the first. `row` ascending.
+
+    Each row's values are laid out in a line of a table, so that all k-th largest are found at once.
+    """
     size = torch.bincount(row, minlength=n)
-    rank = torch.arange(len(row), device=row.device) - torch.repeat_interleave(torch.cumsum(size, 0) - size, size)
-    keep = order[rank < k].sort().values
-    return flat[keep], values[keep]
+    width = int(size.max())
+    if width <= k:
+        return torch.arange(len(values), device=values.device)
+    place = torch.arange(len(row), device=row.device) - (torch.cumsum(size, 0) - size).index_select(0, row)
+    table = values.new_full((n * width,), -torch.inf).index_put_((row * width + place,), values).view(n, width)
+    smallest = arrays.kth_largest(table, k).index_select(0, row)
+    keep, equal = values > smallest, arrays.nonzero(values == smallest)
+    taken = torch.bincount(row[keep], minlength=n)
+    count = torch.bincount(row[equal], minlength=n)
+    before = torch.arange(len(equal), device=row.device) - (torch.cumsum(count, 0) - count)[row[equal]]
+    keep[equal[before < (k - taken)[row[equal]]]] = True
+    return arrays.nonzero(keep)
 
 
-class _Select(torch.autograd.Function):
+def dots(rows: Tensor, by_latent: ByLatent, g: Tensor, w: Tensor) -> Tensor:
+    """[nnz] ⟨g[row], w[latent]⟩ of every entry. In order of latents the rows of `w` are read once each."""
+    if ops.dense_is_cheaper(len(rows), len(g), len(w)):
+        return ops.dots_of_rows(rows, by_latent.cols, g, w)
+    order = by_latent.order
+    dots = ops.dots_of_rows(by_latent.latents, rows.index_select(0, order), w, g)
+    return torch.empty_like(dots).index_copy_(0, order, dots)
+
+
+def gradient_of_rows(rows: Tensor, by_latent: ByLatent, weights: Tensor, table: Tensor) -> Tensor:
+    """[m, d] Σ over the entries of each latent of weight · table[row]."""
+    if ops.dense_is_cheaper(len(rows), len(table), by_latent.m):
+        return ops.scattered(rows, by_latent.cols, weights, len(table), by_latent.m).T @ table
+    order = by_latent.order
+    return ops.sums_of_rows(by_latent.latents, rows.index_select(0, order), weights.index_select(0, order), table, by_latent.m)
+
+
+class _Encode(torch.autograd.Function):
+    """Gives selected pre-activations their gradient."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor, centre: Tensor | None, rule: Rule) -> tuple[Tensor, Tensor, Tensor]:
-        centred = x if centre is None else x - centre
-        flat, values = rule(centred, w, b)
-        rows = flat // len(w)
-        cols = flat - rows * len(w)
-        ctx.save_for_backward(centred, w, rows, cols)
-        ctx.mark_non_differentiable(rows, cols)
-        return rows, cols, values
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        w: Tensor,
+        b: Tensor,
+        centre: Tensor | None,
+        values: Tensor,
+        centred: Tensor,
+        rows: Tensor,
+        by_latent: ByLatent,
+    ) -> Tensor:
+        ctx.save_for_backward(w, centred, rows)
+        ctx.by_latent = by_latent
+        return values
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, Tensor, Tensor | None, None]:
-        x, w, rows, cols = ctx.saved_tensors
-        g = grads[2]
-        gb = torch.zeros(len(w), dtype=g.dtype, device=g.device).index_add_(0, cols, g)
-        gx = ops.sums_of_rows(rows, cols, g, w, len(x)) if ctx.needs_input_grad[0] else None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        w, centred, rows = ctx.saved_tensors
+        (g,), by_latent = grads, ctx.by_latent
+        gb = g.new_zeros(len(w)).index_add_(0, by_latent.cols, g)
+        gx = ops.sums_of_rows(rows, by_latent.cols, g, w, len(centred)) if ctx.needs_input_grad[0] else None
+        gw = gradient_of_rows(rows, by_latent, g, centred) if ctx.needs_input_grad[1] else None
         g_centre = -(gb @ w) if ctx.needs_input_grad[3] else None
-        return gx, _gradient_of_rows(rows, cols, g, x, len(w)), gb, g_centre, None
+        return gx, gw, gb, g_centre, None, None, None, None
 
 
 class _Decode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, w: Tensor, rows: Tensor, cols: Tensor, n: int) -> Tensor:
-        ctx.save_for_backward(values, w, rows, cols)
-        return ops.sums_of_rows(rows, cols, values, w, n)
+    def forward(ctx: Any, values: Tensor, w: Tensor, rows: Tensor, n: int, by_latent: ByLatent) -> Tensor:
+        ctx.save_for_backward(values, w, rows)
+        ctx.by_latent = by_latent
+        return ops.sums_of_rows(rows, by_latent.cols, values, w, n)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        values, w, rows, cols = ctx.saved_tensors
-        g = grads[0].contiguous()
-        return ops.dots_of_rows(rows, cols, g, w), _gradient_of_rows(rows, cols, values, g, len(w)), None, None, None
-
-
-def _gradient_of_rows(rows: Tensor, cols: Tensor, weights: Tensor, table: Tensor, m: int) -> Tensor:
-    """[m, d] Σ over the entries of each latent of weight · table[row]."""
-    if ops.dense_is_cheaper(len(rows), len(table), m):
-        return ops.scattered(rows, cols, weights, len(table), m).T @ table
-    order = ops.by_latent(cols, m)
-    return ops.sums_of_rows(cols[order], rows[order], weights[order], table, m)
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        values, w, rows = ctx.saved_tensors
+        g, by_latent = grads[0].contiguous(), ctx.by_latent
+        g_values = dots(rows, by_latent, g, w) if ctx.needs_input_grad[0] else None
+        g_w = gradient_of_rows(rows, by_latent, values, g) if ctx.needs_input_grad[1] else None
+        return g_values, g_w, None, None, None
