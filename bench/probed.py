@@ -11,15 +11,17 @@ import numpy as np
 
 from bench.context import Context
 from bench.data.text import Rows
+from bench.kernels.statistics import mean_interval
 from bench.lm.harvest import Harvest
 from bench.sae.canonical import Canonical
 from bench.sae.dense import DenseSAE
 from bench.store import Arrays, array_sha256, digest
-from bench.types import Work
+from bench.types import Better, Metric, Work
 
 UNRELIABLE = (
     "an audit (arXiv 2605.18229) finds SCR and TPP unreliable at their usual settings; they are here because the field reports them"
 )
+_ENOUGH_FAMILIES = 8
 _CHARS = 32  # characters a token may stand for
 NULLS = "ablating random latents can score: read it beside the random and frozen-decoder controls"
 
@@ -55,6 +57,26 @@ def shuffled(ctx: Context, texts: list[str]) -> list[str]:
     """Texts in random order, the same whatever set they are found in, so that sets share what is run."""
     order = ctx.rng("texts", digest(texts)).permutation(len(texts))
     return [texts[i] for i in order]
+
+
+def over_families(values: np.ndarray, family: np.ndarray, rng: np.random.Generator, better: Better, low: float = 0.0) -> Metric:
+    """Mean over source families of the mean of each one's rows; the interval is over families, as their sets share texts.
+
+    Args:
+        values: [n] scores, at most 1.
+        family: [n] source family of each.
+        rng: Draws the interval.
+        better: Which direction is better.
+        low: Smallest possible score.
+    """
+    means = np.array([values[family == f].mean() for f in np.unique(family)])
+    return Metric(float(means.mean()), len(means), "source family", "shared", better, mean_interval(means, rng, low, 1.0))
+
+
+def few_families(family: Sequence[object]) -> tuple[str, ...]:
+    """The warning of a score over few source families."""
+    n = len(set(family))
+    return (f"limited: {n} source families only; do not rank methods by this",) if n < _ENOUGH_FAMILIES else ()
 
 
 def table(rows: Iterable[Mapping[str, object]]) -> dict[str, list[object]]:

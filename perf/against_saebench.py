@@ -19,7 +19,6 @@ os.environ["JAXTYPING_DISABLE"] = "1"  # SAEBench's shape annotations contradict
 import numpy as np
 import torch
 from sae_bench.evals.absorption import k_sparse_probing, probing
-from sae_bench.evals.absorption.feature_absorption_calculator import FeatureAbsorptionCalculator
 from sae_bench.evals.core.main import calculate_max_cosine_sim
 from sae_bench.evals.scr_and_tpp import main as scr_and_tpp
 from sae_bench.evals.sparse_probing import probe_training
@@ -28,7 +27,8 @@ from sae_bench.sae_bench_utils.activation_collection import get_sae_meaned_activ
 from bench.kernels import ablation, absorption, cosine, probes
 from bench.kernels.logistic import class_weights
 from bench.sae.codes import Codes
-from perf.saebench_race import D_IN, LETTERS, TOKENS, Size, gaussian, gemm_rate, lm_rate, race, row, silence
+from perf.saebench_common import Lookup, silence, their_absorption, their_probe
+from perf.saebench_race import D_IN, LETTERS, TOKENS, Size, gaussian, gemm_rate, lm_rate, race, row
 
 CLASSES, DOCUMENTS = 5, 2
 KS, SIZES = (1, 2, 5, 10, 20, 50, 100), (2, 5, 10, 20, 50, 100, 500)
@@ -111,9 +111,7 @@ def ablations(s: Size, rate: float, lm: float) -> None:
     train, test = (gaussian(CLASSES, DOCUMENTS, TOKENS, seed=i) + 0.3 * gaussian(CLASSES, 1, 1, seed=2) for i in (3, 4))
     a, b = ({n: torch.from_numpy(v) for n, v in zip(NAMES, part, strict=True)} for part in (train, test))
     w = gaussian(CLASSES, seed=5)
-    fitted = {n: probe_training.Probe(D_IN, torch.float32) for n in NAMES}
-    for n, v in zip(NAMES, w, strict=True):
-        fitted[n].net.weight.data, fitted[n].net.bias.data = torch.from_numpy(v)[None], torch.zeros(1)
+    fitted = {n: their_probe(v) for n, v in zip(NAMES, w, strict=True)}
     found: dict[str, np.ndarray] = {}
 
     def their_effects() -> None:
@@ -176,26 +174,6 @@ def whole_tpp(s: Size, effects: tuple[float, float], ablated: tuple[float, float
     row("**TPP whole, one source, with it**", s, (whole[0] + reading, whole[1] + reading), "", f"both read for {reading:,.0f} s")
 
 
-class Lookup:
-    """Stands for the language model, and for an SAE whose codes are known: gives the rows of the words asked for."""
-
-    device = torch.device("cpu")
-
-    def __init__(self, x: np.ndarray, s: Size) -> None:
-        self.x, self.W_dec, self.asked = torch.from_numpy(x), s.theirs.W_dec, [0]
-        self.f = s.theirs.encode(self.x)
-
-    def to_tokens(self, prompt: str) -> torch.Tensor:
-        return torch.zeros(1, 1)
-
-    def run_with_cache(self, prompts: list[str], names_filter: list[str]) -> tuple[None, dict[str, torch.Tensor]]:
-        self.asked = [int(p.split("w")[-1].split(":")[0]) for p in prompts]
-        return None, {names_filter[0]: self.x[self.asked][:, None].expand(-1, 2, -1)}
-
-    def encode(self, acts: torch.Tensor) -> torch.Tensor:
-        return self.f[self.asked]
-
-
 def spelling(s: Size, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Words that lean towards their letter's direction, which is the decoder row of that number; and the letters."""
     letter = np.arange(n) % LETTERS
@@ -206,14 +184,11 @@ def absorptions(s: Size, rate: float, lm: float, n: int = 2000) -> None:
     """Scores of test words, each with one main latent."""
     x, letter = spelling(s, n, 8)
     directions, main = s.rows[:LETTERS], np.eye(s.d_sae, LETTERS, dtype=bool)
-    stand_in, codes, found = Lookup(x, s), s.ours.encode_sparse(x).matrix, {"theirs": np.zeros(n)}
-    calculator = FeatureAbsorptionCalculator(model=stand_in, icl_word_list=["w0", "w1"], max_icl_examples=0)
+    stand_in = Lookup(x, s.theirs.encode(torch.from_numpy(x)), s.theirs.W_dec)
+    codes, found = s.ours.encode_sparse(x).matrix, {}
 
     def theirs(sae: object) -> None:
-        for c in range(LETTERS):
-            at = np.flatnonzero(letter == c)
-            got = calculator.calculate_absorption(sae, [f"w{i}" for i in at], torch.from_numpy(directions[c]), [c], 0, False)
-            found["theirs"][at] = [r.absorption_fraction for r in got.word_results]
+        found["theirs"] = their_absorption(stand_in, sae, letter, directions, [[c] for c in range(LETTERS)])[0]
 
     def score() -> None:
         projection = np.einsum("nd,nd->n", x, directions[letter])

@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import io
 import json
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,11 +22,13 @@ from unittest import mock
 import numpy as np
 import torch
 from sae_bench.custom_saes.jumprelu_sae import JumpReluSAE
-from sae_bench.evals.absorption.feature_absorption_calculator import FeatureAbsorptionCalculator
-from sae_bench.evals.core.main import calculate_max_cosine_sim
+from sae_bench.evals.absorption import k_sparse_probing, probing, vocab
+from sae_bench.evals.core import main as core_main
+from sae_bench.evals.core.eval_config import CoreEvalConfig
 from sae_bench.evals.scr_and_tpp import main as scr_and_tpp
 from sae_bench.evals.sparse_probing import probe_training
 
+from perf.saebench_common import Lookup, silence, their_absorption, their_probe, their_sae
 from tests import saebench_inputs as inputs
 
 OUT = Path(__file__).resolve().parents[1] / "tests" / "data" / "saebench_cases.json"
@@ -36,36 +36,10 @@ SCR_KEYS = ("professor / nurse", "male / female", "male_professor / female_nurse
 SCR_NEGATIVES = ("nurse_data_only", "female_data_only", "female_nurse_data_only")
 
 
-class Lookup:
-    """Stands for the language model and the SAE: gives the planned activations and codes of the words asked for."""
-
-    device = torch.device("cpu")
-
-    def __init__(self, x: np.ndarray, f: np.ndarray, rows: np.ndarray) -> None:
-        self.x, self.f, self.W_dec = torch.from_numpy(x), torch.from_numpy(f), torch.from_numpy(rows)
-        self.asked: list[int] = []
-
-    def to_tokens(self, prompt: str) -> torch.Tensor:
-        return torch.zeros(1, 1)
-
-    def run_with_cache(self, prompts: list[str], names_filter: list[str]) -> tuple[None, dict[str, torch.Tensor]]:
-        self.asked = [int(p.split("w")[-1].split(":")[0]) for p in prompts]
-        return None, {names_filter[0]: self.x[self.asked][:, None].expand(-1, 2, -1)}
-
-    def encode(self, acts: torch.Tensor) -> torch.Tensor:
-        return self.f[self.asked]
-
-
 def absorption(w: inputs.Words) -> dict[str, Any]:
     """Fraction and full absorption of every word."""
     stand_in = Lookup(w.x, w.f, w.rows)
-    calculator = FeatureAbsorptionCalculator(model=stand_in, icl_word_list=["w0", "w1"], max_icl_examples=0)
-    fraction, full = np.zeros(len(w.x)), np.zeros(len(w.x), bool)
-    for c in range(len(w.directions)):
-        at = np.flatnonzero(w.letter == c)
-        asked = [f"w{i}" for i in at]
-        found = calculator.calculate_absorption(stand_in, asked, torch.from_numpy(w.directions[c]), list(w.main[c]), 0, False).word_results
-        fraction[at], full[at] = [r.absorption_fraction for r in found], [r.is_full_absorption for r in found]
+    fraction, full = their_absorption(stand_in, stand_in, w.letter, w.directions, w.main)
     return {"fraction": fraction, "full": full}
 
 
@@ -77,18 +51,8 @@ def zero_projection_raises(w: inputs.Words) -> bool:
     return False
 
 
-def their_sae(s: inputs.Linear) -> JumpReluSAE:
-    """SAEBench's own JumpReLU class with threshold 0: a ReLU SAE."""
-    sae = JumpReluSAE(*s.w_enc.shape, "none", 0, torch.device("cpu"), torch.float32)
-    for name, value in (("W_enc", s.w_enc), ("b_enc", s.b_enc), ("W_dec", s.w_dec), ("b_dec", s.b_dec)):
-        getattr(sae, name).data = torch.from_numpy(value)
-    return sae
-
-
-def their_probe(w: np.ndarray, b: np.floating) -> probe_training.Probe:
-    probe = probe_training.Probe(len(w), torch.float32)
-    probe.net.weight.data, probe.net.bias.data = torch.from_numpy(w)[None], torch.tensor([b])
-    return probe
+def linear(s: inputs.Linear) -> JumpReluSAE:
+    return their_sae(W_enc=s.w_enc, b_enc=s.b_enc, W_dec=s.w_dec, b_dec=s.b_dec)
 
 
 @contextlib.contextmanager
@@ -100,7 +64,7 @@ def first_instead_of_random() -> Iterator[None]:
 
 def tpp(d: inputs.Documents, s: inputs.Linear) -> dict[str, Any]:
     """Effects, selections, accuracies before and after ablation, scores."""
-    sae, names = their_sae(s), [f"c{i}" for i in range(len(d.train))]
+    sae, names = linear(s), [f"c{i}" for i in range(len(d.train))]
     train, test = ({n: torch.from_numpy(x) for n, x in zip(names, part, strict=True)} for part in (d.train, d.test))
     probes = {n: their_probe(w, b) for n, w, b in zip(names, d.w, d.b, strict=True)}
     effects = scr_and_tpp.get_all_node_effects_for_one_sae(sae, probes, names, False, train, 10)
@@ -133,7 +97,7 @@ def tpp_draws() -> list[float]:
 
 def scr(x: inputs.Cells, s: inputs.Linear) -> dict[str, Any]:
     """Effects of both attributes, accuracies of the biased probe after ablation, scores."""
-    sae = their_sae(s)
+    sae = linear(s)
     probes = {n: their_probe(w, b) for n, w, b in zip(SCR_KEYS, x.w, x.b, strict=True)}
     train, test = (by_attribute(part) for part in (x.train, x.test))
     effects = scr_and_tpp.get_all_node_effects_for_one_sae(sae, probes, list(SCR_KEYS), True, train, 10)
@@ -171,7 +135,7 @@ def scr_scores() -> list[list[float | None]]:
     return out
 
 
-def probing(p: inputs.Probing) -> dict[str, Any]:
+def probing_case(p: inputs.Probing) -> dict[str, Any]:
     """Latents selected, coefficients and test accuracy per k."""
     train, test = (torch.from_numpy(v) for v in (p.train, p.test))
     y_train, y_test = (torch.from_numpy(v) for v in (p.y_train, p.y_test))
@@ -198,6 +162,73 @@ def noise_accuracies() -> list[float]:
     return out
 
 
+class Reader:
+    """Stands for the language model and its store of tokens: gives rows in turn, and logits as the stream makes them."""
+
+    def __init__(self, t: inputs.Stream) -> None:
+        self.t, self.at = t, 0
+        self.store_batch_size_prompts, self.context_size = t.ids.shape
+
+    def reset_input_dataset(self) -> None:
+        self.at = 0
+
+    def get_batch_tokens(self, rows: int) -> torch.Tensor:
+        self.at += rows
+        return torch.from_numpy(self.t.ids[self.at - rows : self.at])
+
+    def __call__(self, ids: torch.Tensor, **_: object) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.run_with_hooks(ids, [("", lambda acts, hook: acts)])
+
+    def run_with_hooks(self, ids: torch.Tensor, fwd_hooks: list[Any], **_: object) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = torch.from_numpy(self.t.logits(fwd_hooks[0][1](self._acts(ids), None).numpy()))
+        return logits, torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
+
+    def run_with_cache(self, ids: torch.Tensor, names_filter: list[str], **_: object) -> tuple[None, dict[str, torch.Tensor]]:
+        return None, {names_filter[0]: self._acts(ids)}
+
+    def _acts(self, ids: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(self.t.table[ids.numpy()])
+
+
+def core(t: inputs.Stream, s: inputs.Linear, rows: int = 3, keep_special: bool = False) -> dict[str, float]:
+    """Every number of its core evaluation, so many rows a batch, as it would store them."""
+    reader, batches = Reader(t), len(t.ids) // rows
+    asked = ("kl", "ce_loss", "l2_norms", "sparsity_metrics", "variance_metrics", "featurewise_density_statistics")
+    config = CoreEvalConfig(
+        batch_size_prompts=rows,
+        n_eval_reconstruction_batches=batches,
+        n_eval_sparsity_variance_batches=batches,
+        exclude_special_tokens_from_reconstruction=keep_special,
+        **{f"compute_{name}": True for name in asked},
+    )
+    groups, latents = core_main.run_evals(linear(s), reader, reader, config, ignore_tokens=set(inputs.SPECIAL))
+    cosines = {f"max_{side}_cosine_sim": [0.0] for side in ("encoder", "decoder")}
+    found = {name: value for group in groups.values() for name, value in group.items()}
+    found |= {n: v for n, v in core_main.calculate_misc_metrics(latents | cosines).items() if "cosine" not in n}
+    return core_main.replace_nans_with_negative_one(found)
+
+
+def split(p: inputs.Spelled, **training: int) -> dict[str, Any]:
+    """F1 of its probes on 1 … 10 latents in the order of its L1 probe, the latents that become a letter's own, and their number."""
+    torch.manual_seed(0)
+    m = p.f.shape[1]
+    sae = their_sae(W_enc=np.eye(m, dtype=np.float32), W_dec=np.eye(m, dtype=np.float32))
+    (train, train_y), (held, held_y) = ((torch.from_numpy(p.f[p.part == i]), words_of(p, i)) for i in (0, 1))
+    with torch.enable_grad():
+        found = k_sparse_probing.train_k_sparse_probes(sae, train_y, train, range(1, 11), precalc_sae_acts=True, **training)
+    dense = probing.LinearProbe(m, inputs.ALPHABET)
+    raw = k_sparse_probing.eval_probe_and_sae_k_sparse_raw_scores(sae, dense, found, held_y, held)
+    table = k_sparse_probing.build_metrics_df(raw, k_sparse_probing.sae_k_sparse_metadata(sae, dense, found, "", 0), 10)
+    k_sparse_probing.add_feature_splits_to_metrics_df(table, 10)
+    assert table["letter"].tolist() == list(vocab.LETTERS)
+    f1 = table[[f"f1_sparse_sae_{k}" for k in range(1, 11)]].to_numpy()
+    return {"f1": f1, "main": [sorted(v) for v in table["split_feats"]], "extra": table["num_split_features"].tolist()}
+
+
+def words_of(p: inputs.Spelled, part: int) -> list[tuple[str, int]]:
+    return [(f"w{i}", int(c)) for i, c in enumerate(p.letter[p.part == part])]
+
+
 def plain(value: Any) -> Any:
     """Numbers and lists only, to seven significant digits."""
     if isinstance(value, dict):
@@ -211,21 +242,32 @@ def plain(value: Any) -> Any:
 
 def main() -> None:
     torch.set_grad_enabled(False)
-    words = inputs.words()
-    with contextlib.redirect_stdout(io.StringIO()):
-        random = {"noise": noise_accuracies(), "tpp_draws": tpp_draws()}
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), first_instead_of_random():
-        warnings.simplefilter("ignore")
-        cases = random | {
+    words, read, good = inputs.words(), inputs.stream(), inputs.reconstructing()
+    with silence():
+        drawn = {"noise": noise_accuracies(), "tpp_draws": tpp_draws()}
+        drawn |= {
+            "split": split(inputs.spelled(), batch_size=32),
+            "split_defaults": split(inputs.spelled()),
+            "split_small": split(inputs.spelled(scale=0.01), batch_size=32),
+        }
+    with silence(), first_instead_of_random():
+        cases = drawn | {
             "absorption": absorption(words),
             "absorption_zero_projection_raises": zero_projection_raises(words),
             "tpp": tpp(inputs.documents(), inputs.sae()),
             "tpp_padded": tpp(inputs.documents(padded=True), inputs.sae(fires_on_padding=True)),
             "scr": scr(inputs.cells(), inputs.sae(along=inputs.cells().along)),
             "scr_scores": scr_scores(),
-            "probing": probing(inputs.probing()),
-            "probing_unequal": probing(inputs.probing(unequal=True)),
-            "max_cosine": calculate_max_cosine_sim(torch.from_numpy(inputs.dictionary()).T).numpy(),
+            "probing": probing_case(inputs.probing()),
+            "probing_unequal": probing_case(inputs.probing(unequal=True)),
+            "max_cosine": core_main.calculate_max_cosine_sim(torch.from_numpy(inputs.dictionary()).T).numpy(),
+            "core": core(read, good),
+            "core_by_row": core(read, good, rows=1),
+            "core_larger": core(inputs.stream(scale=4.0), inputs.rescaled(good, 4.0)),
+            "core_special": core(inputs.stream(special=True), good),
+            "core_special_kept": core(inputs.stream(special=True), good, keep_special=True),
+            "core_silent": core(read, inputs.often_silent(good)),
+            "core_sure": core(inputs.stream(sure=60.0), good),
         }
     version = importlib.metadata.version("sae-bench")
     OUT.write_text(json.dumps({"sae_bench": version, **plain(cases)}, separators=(",", ":")) + "\n")

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,16 +15,10 @@ from transformers import LlamaConfig, LlamaModel
 
 from bench.sae.activations import JumpReLU
 from bench.sae.dense import DenseSAE
+from perf.saebench_common import filled, silence, their_sae
 
 D_IN, TOKENS, LETTERS = 576, 128, 20
 _LEAN, _PER_LETTER = 0.5, 3  # rows that lean towards a letter's direction, and how many beside its main latent
-
-
-@contextlib.contextmanager
-def silence() -> Iterator[None]:
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def race(*candidates: Callable[[], object], repeats: int = 2) -> list[float]:
@@ -71,17 +62,16 @@ class Size:
 
     @cached_property
     def theirs(self) -> JumpReluSAE:
-        return self._filled(JumpReluSAE(D_IN, self.d_sae, "none", 0, torch.device("cpu"), torch.float32))
+        return their_sae(**self._weights)
 
     @cached_property
     def lens(self) -> JumpReLUSAE:
-        return self._filled(JumpReLUSAE(JumpReLUSAEConfig(d_in=D_IN, d_sae=self.d_sae)))
+        return filled(JumpReLUSAE(JumpReLUSAEConfig(d_in=D_IN, d_sae=self.d_sae)), **self._weights)
 
-    def _filled(self, sae: torch.nn.Module) -> torch.nn.Module:
-        for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
-            getattr(sae, name).data = getattr(self.ours, name)
-        sae.threshold.data = self.ours.act.threshold
-        return sae
+    @property
+    def _weights(self) -> dict[str, torch.Tensor]:
+        names = ("W_enc", "b_enc", "W_dec", "b_dec")
+        return {**{n: getattr(self.ours, n) for n in names}, "threshold": self.ours.act.threshold}
 
 
 def gaussian(*shape: int, seed: int = 0) -> np.ndarray:

@@ -236,4 +236,5 @@ def _result(
     metrics[f"saebench_scr_n{_SHOWN}"] = metric("saebench", _SHOWN, list(dict.fromkeys(table["pair"])), "higher")
     metrics |= {k: metric(k, _SHOWN, names, "neither") for k in ("accuracy_biased", "accuracy_clean")}
     few = (f"limited: {len(names)} attribute pairs only; do not rank methods by this",) if len(names) < 6 else ()
-    return Result(f"scr_n{_SHOWN}", metrics, {**table, "passes": passes.tolist()}, counts, (*few, *notes), {"too_small": dict(too_small)})
+    units = {**table, "score": column["score"].tolist(), "passes": passes.tolist()}
+    return Result(f"scr_n{_SHOWN}", metrics, units, counts, (*few, *notes), {"too_small": dict(too_small)})

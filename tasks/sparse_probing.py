@@ -18,7 +18,6 @@ from bench.errors import UsageError
 from bench.kernels.folds import stratified_sample, stratified_split
 from bench.kernels.probes import nested_logistic, scores, standardised
 from bench.kernels.rankings import ranked, width
-from bench.kernels.statistics import mean_interval
 from bench.sae.canonical import Canonical
 from bench.sae.codes import Codes
 from bench.store import array_sha256
@@ -134,7 +133,7 @@ class SparseProbing:
                 _append(table, sample.info, y, test, features, k, margin)
         if not counts["sets"]:
             return NotApplicable("no set has enough rows on both sides of its split")
-        return Result(f"accuracy_k{min(self.ks)}", _metrics(table, ctx), table, counts, _warnings(table))
+        return Result(f"accuracy_k{min(self.ks)}", _metrics(table, ctx), table, counts, probed.few_families(table["family"]))
 
     def _prompts(self, ctx: Context) -> tuple[dict[str, Labelled], Rows, dict[str, int]]:
         """Sampled sets, the texts among them without repeats as token rows, and the row of each text."""
@@ -203,13 +202,6 @@ def _metrics(table: Mapping[str, list[object]], ctx: Context) -> dict[str, Metri
         values = np.array(table[score], dtype=np.float64)
         for features, size in sorted(set(zip(kind.tolist(), k.tolist(), strict=True))):
             at = (kind == features) & (k == size)
-            means = np.array([values[at & (family == f)].mean() for f in np.unique(family[at])])
             suffix = {"latents": f"_k{size}", "neurons": f"_neurons_k{size}"}.get(features, f"_{features}")
-            interval = mean_interval(means, ctx.rng("interval", score, features, size), 0.0, 1.0)
-            out[score + suffix] = Metric(float(means.mean()), len(means), "source family", "shared", "higher", interval)
+            out[score + suffix] = probed.over_families(values[at], family[at], ctx.rng("interval", score, features, size), "higher")
     return out
-
-
-def _warnings(table: Mapping[str, list[object]]) -> tuple[str, ...]:
-    families = len(set(table["family"]))
-    return (f"limited: {families} source families only; do not rank methods by this",) if families < 8 else ()

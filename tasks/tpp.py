@@ -15,7 +15,6 @@ from bench.data.text import Rows
 from bench.errors import UsageError
 from bench.kernels.ablation import latent_effects, logit_shifts, raw_probes, strongest
 from bench.kernels.logistic import class_weights
-from bench.kernels.statistics import mean_interval
 from bench.sae.canonical import Canonical
 from bench.sae.codes import Codes
 from bench.store import Arrays
@@ -116,8 +115,7 @@ class TPP:
         counts = {"sets": len(samples), "sets_too_small": len(self.sets) - len(samples), "classes": sum(len(s.names) for s in samples)}
         counts |= {"texts": len(rows.lengths), "texts_without_token": int((~some).sum())}
         metrics = _metrics(table, self.ns, ctx)
-        families = len(set(table["family"]))
-        few = (f"limited: {families} source families only; do not rank methods by this",) if families < 8 else ()
+        few = probed.few_families(table["family"])
         return Result(f"tpp_n{_SHOWN}", metrics, table, counts, (*few, *probed.notes(sae, self.ns)), {"too_small": too_small})
 
     def _samples(self, ctx: Context) -> tuple[list[Sample], Rows, dict[str, str]]:
@@ -198,13 +196,12 @@ def _metrics(table: Mapping[str, list[object]], ns: Sequence[int], ctx: Context)
     column = {k: np.array(v) for k, v in table.items()}
     column["tpp"] = column["own_drop"] - column["other_drop"]
 
+    sets, first = np.unique(column["set"], return_index=True)
+
     def metric(value: str, n: int, better: Better) -> Metric:
-        at = column["N"] == n
-        of_set = {s: column[value][at & (column["set"] == s)].mean() for s in np.unique(column["set"])}
-        family = {s: f for s, f in zip(table["set"], table["family"], strict=True)}
-        units = np.array([np.mean([v for s, v in of_set.items() if family[s] == f]) for f in np.unique(column["family"])])
-        interval = mean_interval(units, ctx.rng("interval", value, n), 0.0 if value == "accuracy" else -1.0, 1.0)
-        return Metric(float(units.mean()), len(units), "source family", "shared", better, interval)
+        of_set = np.array([column[value][(column["N"] == n) & (column["set"] == s)].mean() for s in sets])
+        low = 0.0 if value == "accuracy" else -1.0
+        return probed.over_families(of_set, column["family"][first], ctx.rng("interval", value, n), better, low)
 
     metrics = {f"tpp_n{n}": metric("tpp", n, "higher") for n in ns}
     metrics[f"own_drop_n{_SHOWN}"] = metric("own_drop", _SHOWN, "higher")

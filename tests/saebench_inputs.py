@@ -16,6 +16,8 @@ KS = (1, 2, 5, 10, 20)
 LETTERS = 3
 NOISE = 40  # draws without signal
 DRAWS = 20  # of negatives
+BOS, EOS, PAD = SPECIAL = (0, 1, 2)
+ALPHABET, PER_LETTER = 26, 40
 
 
 def unit(x: np.ndarray) -> np.ndarray:
@@ -81,6 +83,22 @@ def sae(d: int = 12, m: int = 40, seed: int = 2, fires_on_padding: bool = False,
     if fires_on_padding:
         b_enc[: m // 4] = 0.4
     return Linear(np.ascontiguousarray(rows.T), b_enc, rows, (0.1 * r.standard_normal(d)).astype(np.float32))
+
+
+def reconstructing() -> Linear:
+    """80 random rows with an encoder so small that the sum of all active ones is about the activation."""
+    s = sae(m=80)
+    return Linear(np.float32(0.4) * s.w_enc, s.b_enc, s.w_dec, s.b_dec)
+
+
+def rescaled(s: Linear, scale: float) -> Linear:
+    """The SAE that reconstructs `scale` times the activations as `s` reconstructs the activations."""
+    return Linear(s.w_enc, np.float32(scale) * s.b_enc, s.w_dec, np.float32(scale) * s.b_dec)
+
+
+def often_silent(s: Linear) -> Linear:
+    """The same rows with a high threshold and no decoder bias: where no latent is active the reconstruction is 0."""
+    return Linear(s.w_enc, s.b_enc - np.float32(0.5), s.w_dec, np.zeros_like(s.b_dec))
 
 
 @dataclass(frozen=True)
@@ -198,3 +216,80 @@ def dictionary(m: int = 300, d: int = 24, seed: int = 6) -> np.ndarray:
     """Rows of different norms."""
     r = np.random.default_rng(seed)
     return (r.standard_normal((m, d)) * r.uniform(0.2, 3.0, (m, 1))).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Rows of tokens [rows, length], and a stand-in language model: activations [words, d] at its hook, read-out [d, words]."""
+
+    ids: np.ndarray
+    table: np.ndarray
+    read: np.ndarray
+
+    def logits(self, acts: np.ndarray) -> np.ndarray:
+        """[rows, length, words] from activations [rows, length, d]: each position reads itself, and a little of all so far."""
+        so_far = np.cumsum(acts, axis=1, dtype=np.float64) / np.arange(1, acts.shape[1] + 1)[:, None]
+        return ((acts + 0.3 * so_far) @ self.read).astype(np.float32)
+
+
+def stream(special: bool = False, scale: float = 1.0, sure: float = 1.0, seed: int = 8) -> Stream:
+    """Six rows of 16 tokens with activations around a mean; the model is not bad at the next token.
+
+    With `special`, rows begin with a BOS of large activation, some hold an EOS, and the last ones are padded.
+    Activations are multiplied by `scale`, logits by `sure`.
+    """
+    r = np.random.default_rng(seed)
+    words, d = 30, 12
+    table = r.standard_normal((words, d))
+    ids = np.cumsum(r.integers(1, 3, (6, 16)), axis=1) % (words - len(SPECIAL)) + len(SPECIAL)  # one or two words further
+    read = 0.15 * (np.roll(table, 1, axis=0) + np.roll(table, 2, axis=0)).T
+    table += 0.5 * r.standard_normal(d)
+    if special:
+        table[BOS] *= 4
+        ids[:, 0] = BOS
+        ids[[1, 4], [9, 5]] = EOS
+        ids[np.arange(16) >= np.array([16, 16, 16, 15, 11, 7])[:, None]] = PAD
+    return Stream(ids, (scale * table).astype(np.float32), sure / scale * read)
+
+
+@dataclass(frozen=True)
+class Spelled:
+    """Codes [n, m] of words, the letter of each, and which half is training (0) or held out (1)."""
+
+    f: np.ndarray
+    letter: np.ndarray
+    part: np.ndarray
+
+
+def spelled(scale: float = 1.0, seed: int = 9) -> Spelled:
+    """40 words of every letter in each half; a letter's latents fire on words of that letter alone, never two on one word.
+
+    The latents of a letter fire on fewer and fewer words, by at least two; the last letter has none. A probe on the
+    first k is then right about the words they fire on and wrong about the others, which gives every F1 exactly.
+    """
+    r = np.random.default_rng(seed)
+    letter = np.tile(np.repeat(np.arange(ALPHABET), PER_LETTER), 2)
+    part = np.repeat([0, 1], ALPHABET * PER_LETTER)
+    fires = covered()
+    f = np.zeros((len(letter), fires.size))
+    for c in range(ALPHABET):
+        for half in (0, 1):
+            rows = r.permutation(np.flatnonzero((letter == c) & (part == half)))
+            for i, of_latent in enumerate(np.split(rows, np.cumsum(fires[c]))[:-1]):
+                f[of_latent, c * fires.shape[1] + i] = r.uniform(0.98, 1.02, len(of_latent))
+    return Spelled((scale * f).astype(np.float32), letter, part)
+
+
+def covered(seed: int = 10) -> np.ndarray:
+    """[letters, 5] words of a letter on which each of its latents fires, in falling order; none for the last letter."""
+    r = np.random.default_rng(seed)
+    out = np.zeros((ALPHABET, 5), np.int64)
+    for c in range(ALPHABET - 1):
+        left = PER_LETTER
+        for i in range(5):
+            highest = min(left, int(out[c, i - 1]) - 2 if i else 24)
+            if highest < 1:
+                break
+            out[c, i] = r.integers(1, highest + 1) if i else r.integers(8, highest + 1)
+            left -= out[c, i]
+    return out

@@ -340,6 +340,8 @@ def test_of_equal_groups_the_one_with_most_units_is_read(tmp_path: Path) -> None
     for size in (2, 3, 4):
         written(tmp_path, "first", [0.1, 0.2], params={"size": size})
     assert alike("toy", 1, [records], PAIR).records["first", 0].task.params == {"size": 1}
+    assert alike("toy", 1, [records], PAIR, {"size": 3}).records["first", 0].task.params == {"size": 3}
+    assert alike("toy", 1, [records], PAIR, {"size": 9}).records["first", 0].task.params == {"size": 1}
 
 
 def test_two_saes_of_one_name_are_both_kept(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from bench import registry
+from bench.audit.entries import audits
 from bench.context import Context
 from bench.record import SubjectFacts, make_record, subject_task
 from bench.sae.activations import JumpReLU, ReLU
@@ -144,3 +145,12 @@ def test_headline_metrics_and_intervals_hold(case: Case, folder: Path) -> None:
         assert (m.interval is None) == (m.unit_class == "census") or m.n < 2, name
         if m.interval:
             assert m.interval[0] - 1e-9 <= m.value <= m.interval[1] + 1e-9, name
+
+
+@every
+def test_audits_read_columns_that_the_unit_table_has(case: Case, folder: Path) -> None:
+    ctx = case.context(folder)
+    columns = set(run(case, case.sae(ctx), ctx).units)
+    for metric, how in audits().tasks[case.task.name].units.items():
+        read = {how.value, *how.keys, how.less, how.over, how.over_less, *how.where} - {""}
+        assert read <= columns, f"{metric}: {sorted(read - columns)}"

@@ -9,13 +9,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
 from bench.audit import statistics
 from bench.audit.card import Basis, Detectable, MetricCard, Stages, Subject
 from bench.audit.entries import Entry, Units
-from bench.record import Record, Records, unit_table
+from bench.record import Record, Records, subject_task, unit_table
+from bench.spec import RunSpec
 from bench.store import digest
 
 NEEDED = 2  # standard deviations of a difference that it must exceed where only reseed noise is known
@@ -42,8 +44,8 @@ class Found:
         return unit_values(rows, how)
 
 
-def alike(task: str, version: int, folders: Sequence[Records], pair: tuple[str, str]) -> Found:
-    """The records that were measured alike: the group with the pair in it, with most SAEs, with most units.
+def alike(task: str, version: int, folders: Sequence[Records], pair: tuple[str, str], sizes: Mapping[str, Any] | None = None) -> Found:
+    """The records that were measured alike: the group of these sizes, with the pair in it, with most SAEs, with most units.
 
     Args:
         task: Task name.
@@ -51,6 +53,7 @@ def alike(task: str, version: int, folders: Sequence[Records], pair: tuple[str, 
         folders: Where to look; what is found in several is taken from the first. Where two SAEs have one name, the
             later one's has the beginning of its hash behind it.
         pair: Names of the SAEs that are compared.
+        sizes: Parameters that are wanted, where there are such records.
     """
     groups: dict[str, dict[tuple[str, int], tuple[Record, Records]]] = {}
     for folder in folders:
@@ -64,13 +67,19 @@ def alike(task: str, version: int, folders: Sequence[Records], pair: tuple[str, 
             name = f"{r.subject.name} {r.subject.sha256[:8]}" if other else r.subject.name
             group.setdefault((name, r.seed), (r, folder))
 
-    def rank(item: tuple[str, dict[tuple[str, int], tuple[Record, Records]]]) -> tuple[int, int, int, str]:
+    def rank(item: tuple[str, dict[tuple[str, int], tuple[Record, Records]]]) -> tuple[bool, int, int, int, str]:
         identity, group = item
         units = sum(r.units.rows for r, _ in group.values() if r.units)
-        return sum((name, 0) in group for name in pair), len(group), units, identity
+        wanted = all(r.task.params == sizes for r, _ in group.values())
+        return wanted, sum((name, 0) in group for name in pair), len(group), units, identity
 
     best = max(groups.items(), key=rank)[1] if groups else {}
     return Found({k: r for k, (r, _) in best.items()}, {k: f for k, (_, f) in best.items()})
+
+
+def standard_sizes() -> Mapping[str, Mapping[str, Any]]:
+    """Parameters of every task in the suite `standard`."""
+    return {t.name: subject_task(t).params for t in RunSpec().built_tasks()}
 
 
 def unit_values(rows: Sequence[Mapping[str, object]], how: Units) -> dict[object, float]:
@@ -85,9 +94,11 @@ def unit_values(rows: Sequence[Mapping[str, object]], how: Units) -> dict[object
         return column(first) - (column(less) if less else 0.0)
 
     values = difference(how.value, how.less)
-    if how.over:
-        values = statistics.pseudo_values(values, difference(how.over, how.over_less))
     keys = [tuple(r[k] for k in how.keys) or (i,) for i, r in enumerate(rows)]
+    if how.over:
+        weight = difference(how.over, how.over_less)
+        held = np.flatnonzero(weight != 0)  # rows without weight were not measured: losses are on a part of the documents
+        values, keys = statistics.pseudo_values(values[held], weight[held]), [keys[i] for i in held]
     return statistics.grouped(keys, values)
 
 

@@ -167,7 +167,7 @@ def main_latents(
             continue
         by_k = _nested_f1(f[:, best], y[:, c], known[:, c], part)
         scores[c, : len(best)] = by_k
-        small = np.flatnonzero(np.diff(by_k) <= SPLIT_GAIN)
+        small = np.flatnonzero(by_k[1:] <= by_k[:-1] + SPLIT_GAIN)
         main[best[: int(small[0]) + 1 if len(small) else len(best)], c] = True
     return MainLatents(main, scores, found)
 

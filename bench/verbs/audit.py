@@ -118,7 +118,7 @@ def _real(card: Card, entry: Entry, known: Audits, folders: Sequence[Path], stag
     from bench.references import published_records
 
     sources = [*(Records(f) for f in folders), published_records()]
-    found = real.alike(entry.task, card.version, sources, known.pair)
+    found = real.alike(entry.task, card.version, sources, known.pair, real.standard_sizes().get(entry.task))
     names = (known.pair, known.controls)
     metrics = {m: real.with_records(c, entry, m, found, names) for m, c in card.metrics.items()}
     if stages:
