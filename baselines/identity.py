@@ -25,7 +25,7 @@ class Identity(Usual):
 
     name: ClassVar[str] = "identity"
     trains: ClassVar[bool] = False
-    d_sae: ClassVar[int] = 0  # no choice: 2 · d_in, known with the data
+    d_sae: ClassVar[int] = 0  # pyright: ignore[reportIncompatibleVariableOverride]  # no choice: 2 · d_in, known with the data
     k: int = 32
 
     def init(self, mean: Tensor, rng: torch.Generator) -> Weights:

@@ -1,8 +1,7 @@
 """Pieces that methods share: weights, state, reconstruction, the dead-latent loss, constraints, export.
 
-A method is a frozen dataclass with the five functions of `Trainer`; it picks from these pieces and inherits
-nothing. All losses are stated for inputs scaled to total variance 1, where MSE (summed over dimensions, mean
-over tokens) equals the fraction of variance unexplained.
+A method is a frozen dataclass with the functions of `Trainer`, and picks from these pieces. Losses are stated for inputs
+scaled to total variance 1, where MSE (summed over dimensions, mean over tokens) is the fraction of variance unexplained.
 """
 
 from __future__ import annotations
