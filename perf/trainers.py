@@ -36,7 +36,7 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 from trainers_floor import best_rate
-from trainers_ours import RATE, Training, built, ours
+from trainers_ours import RATE, SWITCH, Training, built, ours
 from trainers_peers import Size, Step, peers, versions
 
 from baselines import ops, sparse
@@ -131,7 +131,7 @@ def _by_autograd(w: Tensor, chunks: tuple[Tensor, ...]) -> Tensor:
 def dense(s: Size) -> None:
     """Decoding and its gradients at several shares of active codes, sparse and dense."""
     w, x = torch.randn(s.m, s.d), torch.randn(s.batch, s.d)
-    kept = ops.DENSE_ABOVE
+    kept, os.environ[SWITCH] = ops.DENSE_ABOVE, "off"
     print("| active | sparse, s | dense, s |\n|---|---|---|")
     for share in (0.01, 0.02, 0.03, 0.05, 0.08, 0.12):
         flat = torch.nonzero(torch.rand(s.batch * s.m) < share).squeeze(1)
