@@ -322,25 +322,6 @@ def test_principal_directions_alone_reconstruct_everything_and_the_first_most() 
     assert torch.allclose(identity.decode(identity.encode(x)), x, atol=1e-5)
 
 
-# matching pursuit
-
-
-def test_picks_by_hand() -> None:
-    rows = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5**0.5, 0.5**0.5]])
-    x = torch.tensor([[3.0, 1.0], [2.0, 1.9], [0.0, 0.0], [-1.0, -4.0]])
-    for gram in (pursuit.gram_of(rows), None):
-        codes, left = pursuit.pursue(x, rows, 2, gram)[1:]
-        assert codes[0].tolist() == [3, 1] and codes[1].tolist() == pytest.approx([3.9 * 0.5**0.5, 0.05], abs=1e-6)
-        assert codes[2].tolist() == [0, 0] and codes[3].tolist() == [-1, 0]  # the largest product, as it is
-        assert torch.allclose(left, torch.tensor([[0, 0], [0, -0.05], [0, 0], [0, -4.0]]), atol=1e-6)
-
-
-def test_nothing_is_picked_once_the_residual_is_small() -> None:
-    rows = torch.eye(3)
-    x = torch.tensor([[5.0, 0.004, 0.0], [5.0, 0.01, 0.003]])
-    assert pursuit.pursue(x, rows, 3, None)[1].tolist() == [[5, 0, 0], [5, pytest.approx(0.01), 0]]
-
-
 def test_a_pursuit_without_the_matrix_of_products_has_the_same_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     grads = []
     for most in (pursuit.GRAM, 0):
