@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,6 +21,27 @@ from bench.worlds.planted import World
 
 CALIBRATION = 65_536
 _PLANTED_SHARD = 32_768
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Where training batches come from: `TrainingSet`, or `baselines.stream.Stream`; both say what each of these is.
+
+    Results depend on data and seed alone, never on what was asked for before.
+    """
+
+    @property
+    def n(self) -> int: ...
+    @property
+    def sha256(self) -> str: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def dropped(self) -> float: ...
+    @property
+    def moments(self) -> tuple[Tensor, float]: ...
+    def batch(self, step: int, size: int) -> Tensor: ...
+    def calibration(self) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -53,16 +76,15 @@ class TrainingSet:
     def _edges(self) -> np.ndarray:
         return np.cumsum([0, *(len(k) for k in self.kept)])
 
-    @cached_property
+    @property
     def moments(self) -> tuple[Tensor, float]:
-        """Mean [d] of all kept tokens, and their total variance E‖x − μ‖² (float64 sums)."""
-        total, square = np.zeros(self.d), 0.0
-        for shard, kept in zip(self.shards, self.kept, strict=True):
-            x = shard[kept].astype(np.float64)
-            total += x.sum(0)
-            square += float((x * x).sum())
-        mean = total / self.n
-        return torch.from_numpy(mean.astype(np.float32)), square / self.n - float(mean @ mean)
+        """Mean [d] of all kept tokens, and their total variance E‖x − μ‖²."""
+        return self._moments
+
+    @cached_property
+    def _moments(self) -> tuple[Tensor, float]:
+        mean, variance = moments_of(shard[kept] for shard, kept in zip(self.shards, self.kept, strict=True))
+        return torch.from_numpy(mean), variance
 
     def batch(self, step: int, size: int) -> Tensor:
         """[size, d] float32 tokens of one step; every epoch is a fresh permutation, and no step depends on another."""
@@ -92,6 +114,18 @@ class TrainingSet:
             cache.clear()
             cache[epoch] = numpy_rng(self.seed, "order", epoch).permutation(self.n)
         return cache[epoch]
+
+
+def moments_of(pieces: Iterable[np.ndarray]) -> tuple[np.ndarray, float]:
+    """Mean [d] (float32) and total variance E‖x − μ‖² of [n_i, d] arrays; sums in float64."""
+    total, square, n = np.zeros(1), 0.0, 0
+    for piece in pieces:
+        x = piece.astype(np.float64)
+        total = total + x.sum(0)
+        square += float((x * x).sum())
+        n += len(x)
+    mean = total / max(1, n)
+    return mean.astype(np.float32), square / max(1, n) - float(mean @ mean)
 
 
 def harvested(lm: LanguageModel, hook: Hook, corpus: Corpus, tokens: int, store: Store, seed: int) -> TrainingSet:

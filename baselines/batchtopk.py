@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from baselines import parts
-from baselines.parts import Forward, State, Weights
+from baselines.parts import Forward, State, Usual, Weights
 from baselines.sparse import batch_top
-from bench.sae.dense import DenseSAE
 
 
 @dataclass(frozen=True)
-class BatchTopK:
+class BatchTopK(Usual):
     """MSE + α · auxiliary loss on dead latents; exported with a calibrated threshold.
 
     Args:
@@ -29,23 +28,8 @@ class BatchTopK:
     k: int = 32
     aux_weight: float = parts.AUX_WEIGHT
 
-    def init(self, mean: Tensor, rng: torch.Generator) -> Weights:
-        return parts.tied_init(self.d_sae, mean, rng)
-
     def loss(self, w: Weights, x: Tensor, state: State, rng: torch.Generator) -> tuple[dict[str, Tensor], Forward]:
-        codes = batch_top(x, w.W_enc, w.b_enc, self.k, w.b_dec)
+        codes = batch_top(x, w.W_enc, w.b_enc, self.k, w.b_dec, state.floor)
         xhat = parts.reconstruction(w, codes)
         aux = parts.dead_latent_loss(w, x, xhat, state, k_aux=x.shape[1] // 2)
         return {"mse": parts.mse(x, xhat), "aux": self.aux_weight * aux}, Forward(codes, xhat)
-
-    def project_grad(self, w: Weights) -> None:
-        parts.remove_parallel_gradient(w)
-
-    def constrain(self, w: Weights) -> None:
-        parts.unit_rows(w)
-
-    def update(self, state: State, forward: Forward) -> State:
-        return parts.count_silence(state, forward)
-
-    def export(self, w: Weights, scale: float, calibration: Tensor) -> DenseSAE:
-        return parts.export_with_threshold(w, scale, calibration, self.k)

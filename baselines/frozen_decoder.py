@@ -2,51 +2,49 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import ClassVar
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from baselines.batchtopk import BatchTopK
-from baselines.parts import Forward, State, Trainer, Weights
-from bench.sae.dense import DenseSAE
+from baselines.over import Over
+from baselines.parts import Weights
 
 
 @dataclass(frozen=True)
-class FrozenDecoder:
-    """A base method whose decoder rows never move from their isotropic random start.
+class FrozenDecoder(Over):
+    """A base method whose decoder rows never move from their random start.
 
     Args:
         base: Method that trains the rest.
+        start: `isotropic` takes all directions alike; `covariance` draws rows from a normal distribution with the
+            covariance of the activations, so that they point where the data are (the published figures are of this one).
     """
 
     name: ClassVar[str] = "frozen_decoder"
-    base: Trainer = field(default_factory=BatchTopK)
+    start: Literal["isotropic", "covariance"] = "isotropic"
 
-    @property
-    def d_sae(self) -> int:
-        return self.base.d_sae
-
-    @property
-    def k(self) -> int:
-        return self.base.k
-
-    def init(self, mean: Tensor, rng: torch.Generator) -> Weights:
-        return self.base.init(mean, rng)
-
-    def loss(self, w: Weights, x: Tensor, state: State, rng: torch.Generator) -> tuple[dict[str, Tensor], Forward]:
-        return self.base.loss(w, x, state, rng)
+    def prepare(self, w: Weights, sample: Callable[[], Tensor], rng: torch.Generator) -> Weights:
+        w = super().prepare(w, sample, rng)
+        if self.start == "isotropic":
+            return w
+        rows = covariance_rows(sample(), len(w.W_dec), rng).to(w.W_dec)
+        return replace(w, W_dec=rows, W_enc=rows[: len(w.W_enc)].clone())  # a pursuit has no encoder rows
 
     def project_grad(self, w: Weights) -> None:
-        if w.W_dec.grad is not None:
-            w.W_dec.grad.zero_()
+        w.W_dec.grad = None
+        self.base.project_grad(w)
 
     def constrain(self, w: Weights) -> None:
-        """The decoder does not move, so its rows stay unit."""
+        """The decoder does not move; what else the base constrains stays constrained."""
+        self.base.constrain(replace(w, W_dec=w.W_dec[:0]))
 
-    def update(self, state: State, forward: Forward) -> State:
-        return self.base.update(state, forward)
 
-    def export(self, w: Weights, scale: float, calibration: Tensor) -> DenseSAE:
-        return self.base.export(w, scale, calibration)
+def covariance_rows(x: Tensor, m: int, rng: torch.Generator) -> Tensor:
+    """[m, d] unit rows drawn from a normal distribution with the covariance of [n, d] tokens."""
+    centred = (x - x.mean(0)).double()
+    values, vectors = torch.linalg.eigh(centred.T @ centred / len(x))
+    rows = torch.randn(m, x.shape[1], generator=rng, dtype=torch.float64) * values.clamp(min=0).sqrt() @ vectors.T
+    return (rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-12)).to(x.dtype)

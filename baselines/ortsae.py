@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from baselines.batchtopk import BatchTopK
-from baselines.parts import Forward, State, Trainer, Weights
+from baselines.over import Over
+from baselines.parts import Forward, State, Weights
 from bench.kernels.orthogonality import chunks_of, orthogonality
-from bench.sae.dense import DenseSAE
 
 
 @dataclass(frozen=True)
-class OrtSAE:
+class OrtSAE(Over):
     """The base's loss + γ · L_orth (Eq. 4), on a fresh random partition of the latents each time.
 
     Args:
@@ -26,40 +25,16 @@ class OrtSAE:
     """
 
     name: ClassVar[str] = "ortsae"
-    base: Trainer = field(default_factory=BatchTopK)
     gamma: float = 0.25
     chunk_size: int = 8192
     every: int = 5
 
-    @property
-    def d_sae(self) -> int:
-        return self.base.d_sae
-
-    @property
-    def k(self) -> int:
-        return self.base.k
-
-    def init(self, mean: Tensor, rng: torch.Generator) -> Weights:
-        return self.base.init(mean, rng)
-
     def loss(self, w: Weights, x: Tensor, state: State, rng: torch.Generator) -> tuple[dict[str, Tensor], Forward]:
         terms, forward = self.base.loss(w, x, state, rng)
         if state.step % self.every == 0:
-            penalty = _Penalty.apply(w.W_dec, chunks_of(self.d_sae, self.chunk_size, rng))
+            penalty = _Penalty.apply(w.W_dec, chunks_of(len(w.W_dec), self.chunk_size, rng))
             terms["orth"] = self.gamma * self.every * penalty
         return terms, forward
-
-    def project_grad(self, w: Weights) -> None:
-        self.base.project_grad(w)
-
-    def constrain(self, w: Weights) -> None:
-        self.base.constrain(w)
-
-    def update(self, state: State, forward: Forward) -> State:
-        return self.base.update(state, forward)
-
-    def export(self, w: Weights, scale: float, calibration: Tensor) -> DenseSAE:
-        return self.base.export(w, scale, calibration)
 
 
 class _Penalty(torch.autograd.Function):

@@ -1,13 +1,13 @@
 """Pieces that methods share: weights, state, reconstruction, the dead-latent loss, constraints, export.
 
-A method is a frozen dataclass with the five functions of `Trainer`; it picks from these pieces and inherits
-nothing. All losses are stated for inputs scaled to total variance 1, where MSE (summed over dimensions, mean
-over tokens) equals the fraction of variance unexplained.
+A method is a frozen dataclass with the functions of `Trainer`, and picks from these pieces. Losses are stated for inputs
+scaled to total variance 1, where MSE (summed over dimensions, mean over tokens) is the fraction of variance unexplained.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -17,10 +17,12 @@ from torch.nn.functional import mse_loss
 from baselines.sparse import SparseBatch, decode
 from bench.errors import VerificationError
 from bench.kernels.topk import calibrated_threshold
-from bench.sae.activations import JumpReLU
+from bench.sae.activations import Activation, JumpReLU
 from bench.sae.dense import DenseSAE
+from bench.types import SAE
 
 AUX_WEIGHT = 1 / 32
+SPARSITY_WARMUP = 0.05
 _CALIBRATION_BLOCK = 1024
 
 
@@ -33,16 +35,23 @@ class Weights:
         b_enc: [m].
         W_dec: [m, d], unit rows.
         b_dec: [d], subtracted before the encoder and added by the decoder.
+        extra: What a method trains beyond these: thresholds, gates.
     """
 
     W_enc: Tensor
     b_enc: Tensor
     W_dec: Tensor
     b_dec: Tensor
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
 
     def named(self) -> dict[str, Tensor]:
         """Tensors by name."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        return {"W_enc": self.W_enc, "b_enc": self.b_enc, "W_dec": self.W_dec, "b_dec": self.b_dec, **self.extra}
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Weights:
+        """The same weights with every tensor changed."""
+        changed = {name: change(t) for name, t in self.named().items()}
+        return Weights(*(changed.pop(n) for n in ("W_enc", "b_enc", "W_dec", "b_dec")), extra=changed)
 
 
 @dataclass(frozen=True)
@@ -54,12 +63,21 @@ class State:
         total: Steps in all.
         silent: [m] tokens since each latent last fired.
         dead_after: A latent silent for this many tokens counts as dead.
+        floor: About the smallest code of the last batch: where the next selection starts to look.
+        extra: What a method's controllers remember.
     """
 
     step: int
     total: int
     silent: Tensor
     dead_after: int
+    floor: float = 0.0
+    extra: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def warm(self) -> float:
+        """Share of a sparsity penalty that counts by now: it rises from 0 to 1 over the first 5 % of the steps."""
+        return min(1.0, self.step / max(1.0, SPARSITY_WARMUP * self.total))
 
     @property
     def dead(self) -> Tensor:
@@ -88,7 +106,47 @@ class Trainer(Protocol):
     def project_grad(self, w: Weights) -> None: ...
     def constrain(self, w: Weights) -> None: ...
     def update(self, state: State, forward: Forward) -> State: ...
-    def export(self, w: Weights, scale: float, calibration: Tensor) -> DenseSAE: ...
+    def export(self, w: Weights, scale: float, calibration: Tensor) -> SAE: ...
+
+
+class Usual:
+    """The functions that most methods share; a method overrides what it does otherwise. `d_sae` and `k` are its fields."""
+
+    d_sae: int
+    k: int
+
+    def init(self, mean: Tensor, rng: torch.Generator) -> Weights:
+        """Random unit decoder rows, the encoder equal to them."""
+        return tied_init(self.d_sae, mean, rng)
+
+    def project_grad(self, w: Weights) -> None:
+        """Rows of unit norm: no gradient along them."""
+        remove_parallel_gradient(w)
+
+    def constrain(self, w: Weights) -> None:
+        """Rows of unit norm."""
+        unit_rows(w)
+
+    def update(self, state: State, forward: Forward) -> State:
+        """Count the tokens since each latent fired."""
+        return count_silence(state, forward)
+
+    def export(self, w: Weights, scale: float, calibration: Tensor) -> SAE:
+        """Inference form with a threshold calibrated to the target L0."""
+        return export_with_threshold(w, scale, calibration, self.k)
+
+
+def prepared(method: Trainer, w: Weights, sample: Callable[[], Tensor], rng: torch.Generator) -> Weights:
+    """The weights of step 0: those of `init`, or what a method with a function `prepare` makes of them after a look at the data.
+
+    Args:
+        method: Any; few have `prepare`.
+        w: Of `init`.
+        sample: Gives [n, d] scaled training tokens.
+        rng: For the method's own draws.
+    """
+    look = getattr(method, "prepare", None)
+    return look(w, sample, rng) if look else w
 
 
 def tied_init(d_sae: int, mean: Tensor, rng: torch.Generator) -> Weights:
@@ -171,7 +229,7 @@ def count_silence(state: State, forward: Forward) -> State:
     """The state after a step: latents that fired start counting again."""
     silent = state.silent + forward.codes.n
     silent.index_fill_(0, forward.codes.cols.to(silent.device), 0)
-    return replace(state, step=state.step + 1, silent=silent)
+    return replace(state, step=state.step + 1, silent=silent, floor=forward.codes.floor)
 
 
 def descend(
@@ -192,20 +250,16 @@ def descend(
     Raises:
         VerificationError: The loss stopped being finite.
     """
+    from baselines.descent import move  # it knows the classes of this module
+
     opt.zero_grad(set_to_none=True)
     terms, forward = method.loss(w, x, state, rng)
     loss = torch.stack(list(terms.values())).sum()
     if not torch.isfinite(loss):
         raise VerificationError(f"the loss is not finite at step {state.step}", "lower the learning rate")
     loss.backward()
-    method.project_grad(w)
-    grads = [t.grad for t in w.named().values() if t.grad is not None]
-    norm = torch.nn.utils.get_total_norm(grads)
-    if norm > clip:  # most steps need no pass over the gradients
-        torch.nn.utils.clip_grads_with_norm_(list(w.named().values()), clip, norm)
     opt.param_groups[0]["lr"] = lr
-    opt.step()
-    method.constrain(w)
+    move(method, w, opt, clip)
     return method.update(state, forward), terms, forward
 
 
@@ -224,11 +278,20 @@ def export_with_threshold(w: Weights, scale: float, calibration: Tensor, k: int)
     """
     blocks = (torch.addmm(w.b_enc, x - w.b_dec, w.W_enc.T) for x in calibration.split(_CALIBRATION_BLOCK))
     theta = calibrated_threshold(blocks, k) / scale
+    return inference(w, scale, JumpReLU(torch.full((len(w.W_dec),), theta)))
+
+
+def inference(w: Weights, scale: float, act: Activation) -> DenseSAE:
+    """The inference form on raw activations: biases divided by the input scale, which leaves the matrices as they are.
+
+    Args:
+        w: Trained weights, for scaled inputs.
+        scale: Input scale of training.
+        act: Activation function, for raw activations.
+    """
     b_dec = w.b_dec.detach() / scale
-    threshold = torch.full((len(w.W_dec),), theta)
-    return DenseSAE(
-        w.W_enc.detach().T.contiguous(), w.b_enc.detach() / scale, w.W_dec.detach().clone(), b_dec, b_dec.clone(), JumpReLU(threshold)
-    )
+    w_enc, b_enc = w.W_enc.detach().T.contiguous(), w.b_enc.detach() / scale
+    return DenseSAE(w_enc, b_enc, w.W_dec.detach().clone(), b_dec, b_dec.clone(), act)
 
 
 def describe(method: Any) -> dict[str, Any]:

@@ -6,17 +6,46 @@ cost B·k·d each instead of B·m·d.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding_bag
 
-from bench.kernels.topk import largest
+from baselines import ops
+from bench.kernels import arrays
 
-_RADIX = 2**16  # NumPy sorts 16-bit integers by radix, ten times as fast as torch sorts 64-bit ones
+_SLACK = 0.93  # of the last batch's smallest code: lets through about 1.5 times as many candidates as are wanted
+_LOWER, _LEAST = 0.7, 0.01  # factor by which the bound is lowered when too few candidates came through; then its square, and so on
+_SAMPLE = 16  # every 16th token is looked at for a first guess
+
+Found = tuple[Tensor, Tensor]  # flat indices, ascending, and values
+Rule = Callable[[Tensor, Tensor, Tensor], Found]
+
+
+@dataclass(frozen=True)
+class ByLatent:
+    """The order of codes by latent: worked out once, used by the gradients of codes and of both matrices.
+
+    Args:
+        cols: [nnz] latent of each code.
+        m: Number of latents.
+    """
+
+    cols: Tensor
+    m: int
+
+    @cached_property
+    def order(self) -> Tensor:
+        """[nnz] places of the codes, by latent, then by token."""
+        return ops.by_latent(self.cols, self.m)
+
+    @cached_property
+    def latents(self) -> Tensor:
+        """[nnz] latent of each code in that order."""
+        return self.cols.index_select(0, self.order)
 
 
 @dataclass(frozen=True)
@@ -28,21 +57,31 @@ class SparseBatch:
         cols: [nnz] latent of each code.
         values: [nnz] code, with gradient.
         n: Tokens in the batch.
+        floor: About the smallest code that was selected: where the selection of the next batch may start to look.
+        by_latent: Order of `cols`, if something else has use for it too.
     """
 
     rows: Tensor
     cols: Tensor
     values: Tensor
     n: int
+    floor: float = 0.0
+    by_latent: ByLatent | None = field(default=None, repr=False, compare=False)
 
     def below(self, latents: int) -> SparseBatch:
         """Only the codes of the first `latents` latents."""
         keep = self.cols < latents
         return SparseBatch(self.rows[keep], self.cols[keep], self.values[keep], self.n)
 
+    def valued(self, values: Tensor) -> SparseBatch:
+        """Other values at the same places."""
+        return replace(self, values=values)
 
-def batch_top(x: Tensor, w_enc: Tensor, b_enc: Tensor, k: int, centre: Tensor | None = None) -> SparseBatch:
+
+def batch_top(x: Tensor, w_enc: Tensor, b_enc: Tensor, k: int, centre: Tensor | None = None, floor: float = 0.0) -> SparseBatch:
     """The n·k largest positive pre-activations of a batch (BatchTopK, Bussmann et al. 2024).
+
+    Among equal pre-activations the first are taken.
 
     Args:
         x: [n, d] inputs.
@@ -51,68 +90,152 @@ def batch_top(x: Tensor, w_enc: Tensor, b_enc: Tensor, k: int, centre: Tensor | 
         k: Mean number of codes per token.
         centre: [d] subtracted from the inputs first. Its gradient costs one pass over `w_enc`; subtracted by
             the caller it would cost one row per code.
+        floor: `floor` of an earlier batch, a guess that saves time; what is selected does not depend on it.
     """
-    rows, cols, values = _BatchTop.apply(x, w_enc, b_enc, k, centre)
-    return SparseBatch(rows, cols, values, len(x))
+
+    def rule(centred: Tensor, w: Tensor, b: Tensor) -> Found:
+        count = k * len(centred)
+        bound, lower = _SLACK * floor if floor > 0 else _guess(centred, w, b, k), _LOWER
+        flat, values = ops.encode_above(centred, w, b, bound)
+        while len(flat) < count and bound > 0:
+            bound, lower = bound * lower if lower > _LEAST else 0.0, lower * lower
+            flat, values = ops.encode_above(centred, w, b, bound)
+        keep = _largest(values, count)
+        return flat.index_select(0, keep), values.index_select(0, keep)
+
+    codes = _select(x, w_enc, b_enc, centre, rule)
+    return replace(codes, floor=float(codes.values.detach().min()) if len(codes.values) else 0.0)
+
+
+def token_top(x: Tensor, w_enc: Tensor, b_enc: Tensor, k: int, centre: Tensor | None = None, floor: float = 0.0) -> SparseBatch:
+    """The k largest pre-activations of every token, then ReLU (TopK, Gao et al. 2024). Arguments as in `batch_top`."""
+
+    def rule(centred: Tensor, w: Tensor, b: Tensor) -> Found:
+        flat, values = ops.encode_top(centred, w, b, k)
+        keep = _largest_of_each(values, flat // len(w), k, len(centred))
+        return flat.index_select(0, keep), values.index_select(0, keep)
+
+    return _select(x, w_enc, b_enc, centre, rule)
+
+
+def above(x: Tensor, w_enc: Tensor, b_enc: Tensor, bound: float | Tensor = 0.0, centre: Tensor | None = None) -> SparseBatch:
+    """All pre-activations above a bound (one number, or [m]; without gradient). Other arguments as in `batch_top`."""
+    fixed = bound.detach() if isinstance(bound, Tensor) else bound
+    return _select(x, w_enc, b_enc, centre, lambda centred, w, b: ops.encode_above(centred, w, b, fixed))
 
 
 def decode(codes: SparseBatch, w_dec: Tensor) -> Tensor:
     """[n, d] sums of decoder rows weighted by codes, without bias."""
-    return _Decode.apply(codes.values, w_dec, codes.rows, codes.cols, codes.n)
+    return _Decode.apply(codes.values, w_dec, codes.rows, codes.n, codes.by_latent or ByLatent(codes.cols, len(w_dec)))
 
 
-class _BatchTop(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor, k: int, centre: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _select(x: Tensor, w: Tensor, b: Tensor, centre: Tensor | None, rule: Rule) -> SparseBatch:
+    with torch.no_grad():
         centred = x if centre is None else x - centre
-        pre = torch.addmm(b, centred, w.T)
-        flat = largest(pre, k * len(x))
-        rows, cols = flat // len(w), flat % len(w)
-        ctx.save_for_backward(centred, w, rows, cols)
-        ctx.mark_non_differentiable(rows, cols)
-        return rows, cols, pre.reshape(-1)[flat]
+        flat, found = rule(centred, w, b)
+        rows = flat // len(w)
+        by_latent = ByLatent(flat - rows * len(w), len(w))
+    values = _Encode.apply(x, w, b, centre, found, centred.detach(), rows, by_latent)
+    return SparseBatch(rows, by_latent.cols, values, len(x), by_latent=by_latent)
+
+
+def _guess(centred: Tensor, w: Tensor, b: Tensor, k: int) -> float:
+    """A bound that lets through about 1.5 · k codes per token, from a sixteenth of the tokens; 0 where too few are positive."""
+    sample = centred[::_SAMPLE]
+    _, values = ops.encode_above(sample, w, b, 0.0)
+    rank = int(1.5 * k * len(sample)) + 8
+    return float(arrays.kth_largest(values, rank)) if rank <= len(values) else 0.0
+
+
+def _largest(values: Tensor, count: int) -> Tensor:
+    """[min(nnz, count)] places of the largest, ascending; among equal ones the first."""
+    if len(values) <= count:
+        return torch.arange(len(values), device=values.device)
+    smallest = arrays.kth_largest(values, count) if count else values.new_full((), torch.inf)
+    keep = values > smallest
+    equal = arrays.nonzero(values == smallest)
+    keep[equal[: count - int(keep.sum())]] = True
+    return arrays.nonzero(keep)
+
+
+def _largest_of_each(values: Tensor, row: Tensor, k: int, n: int) -> Tensor:
+    """[nnz] places of the k largest of every row, ascending; among equal ones the first. `row` ascending.
+
+    Each row's values are laid out in a line of a table, so that all k-th largest are found at once.
+    """
+    size = torch.bincount(row, minlength=n)
+    width = int(size.max())
+    if width <= k:
+        return torch.arange(len(values), device=values.device)
+    place = torch.arange(len(row), device=row.device) - (torch.cumsum(size, 0) - size).index_select(0, row)
+    table = values.new_full((n * width,), -torch.inf).index_put_((row * width + place,), values).view(n, width)
+    smallest = arrays.kth_largest(table, k).index_select(0, row)
+    keep, equal = values > smallest, arrays.nonzero(values == smallest)
+    taken = torch.bincount(row[keep], minlength=n)
+    count = torch.bincount(row[equal], minlength=n)
+    before = torch.arange(len(equal), device=row.device) - (torch.cumsum(count, 0) - count)[row[equal]]
+    keep[equal[before < (k - taken)[row[equal]]]] = True
+    return arrays.nonzero(keep)
+
+
+def dots(rows: Tensor, by_latent: ByLatent, g: Tensor, w: Tensor) -> Tensor:
+    """[nnz] ⟨g[row], w[latent]⟩ of every entry. In order of latents the rows of `w` are read once each."""
+    if ops.dense_is_cheaper(len(rows), len(g), len(w)):
+        return ops.dots_of_rows(rows, by_latent.cols, g, w)
+    order = by_latent.order
+    dots = ops.dots_of_rows(by_latent.latents, rows.index_select(0, order), w, g)
+    return torch.empty_like(dots).index_copy_(0, order, dots)
+
+
+def gradient_of_rows(rows: Tensor, by_latent: ByLatent, weights: Tensor, table: Tensor) -> Tensor:
+    """[m, d] Σ over the entries of each latent of weight · table[row]."""
+    if ops.dense_is_cheaper(len(rows), len(table), by_latent.m):
+        return ops.scattered(rows, by_latent.cols, weights, len(table), by_latent.m).T @ table
+    order = by_latent.order
+    return ops.sums_of_rows(by_latent.latents, rows.index_select(0, order), weights.index_select(0, order), table, by_latent.m)
+
+
+class _Encode(torch.autograd.Function):
+    """Gives selected pre-activations their gradient."""
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, Tensor | None]:
-        x, w, rows, cols = ctx.saved_tensors
-        g = grads[2]
-        gb = torch.zeros(len(w), dtype=g.dtype, device=g.device).index_add_(0, cols, g)
-        gx = _gather(cols, rows, g, w, len(x)) if ctx.needs_input_grad[0] else None
-        g_centre = -(gb @ w) if ctx.needs_input_grad[4] else None
-        order = _by_latent(cols, len(w))
-        return gx, _gather(rows[order], cols[order], g[order], x, len(w)), gb, None, g_centre
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        w: Tensor,
+        b: Tensor,
+        centre: Tensor | None,
+        values: Tensor,
+        centred: Tensor,
+        rows: Tensor,
+        by_latent: ByLatent,
+    ) -> Tensor:
+        ctx.save_for_backward(w, centred, rows)
+        ctx.by_latent = by_latent
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        w, centred, rows = ctx.saved_tensors
+        (g,), by_latent = grads, ctx.by_latent
+        gb = g.new_zeros(len(w)).index_add_(0, by_latent.cols, g)
+        gx = ops.sums_of_rows(rows, by_latent.cols, g, w, len(centred)) if ctx.needs_input_grad[0] else None
+        gw = gradient_of_rows(rows, by_latent, g, centred) if ctx.needs_input_grad[1] else None
+        g_centre = -(gb @ w) if ctx.needs_input_grad[3] else None
+        return gx, gw, gb, g_centre, None, None, None, None
 
 
 class _Decode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, w: Tensor, rows: Tensor, cols: Tensor, n: int) -> Tensor:
-        ctx.save_for_backward(values, w, rows, cols)
-        return _gather(cols, rows, values, w, n)
+    def forward(ctx: Any, values: Tensor, w: Tensor, rows: Tensor, n: int, by_latent: ByLatent) -> Tensor:
+        ctx.save_for_backward(values, w, rows)
+        ctx.by_latent = by_latent
+        return ops.sums_of_rows(rows, by_latent.cols, values, w, n)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        values, w, rows, cols = ctx.saved_tensors
-        g = grads[0].contiguous()
-        # ⟨g_row, w_col⟩ of every entry, without copies of the rows; 0 stands for bags that are summed
-        gv = torch.ops.aten._embedding_bag_per_sample_weights_backward(g, w, cols, _starts(rows, len(g)), rows, 0)
-        order = _by_latent(cols, len(w))
-        return gv, _gather(rows[order], cols[order], values[order], g, len(w)), None, None, None
-
-
-def _by_latent(cols: Tensor, m: int) -> Tensor:
-    """Order of the entries by latent, then by token."""
-    if cols.device.type == "cpu" and m <= _RADIX:
-        return torch.from_numpy(np.argsort(cols.numpy().astype(np.uint16), kind="stable"))
-    return torch.argsort(cols, stable=True)
-
-
-def _starts(bags: Tensor, n: int) -> Tensor:
-    """[n] first entry of each bag; `bags` ascending."""
-    sizes = torch.bincount(bags, minlength=n)
-    return torch.cumsum(sizes, 0) - sizes
-
-
-def _gather(indices: Tensor, bags: Tensor, weights: Tensor, table: Tensor, n: int) -> Tensor:
-    """out[b] = Σ over entries of bag b of weight · table[index]; `bags` ascending, [n, d]."""
-    # detached: no gradient flows through here, and a table that wants one takes a slower path
-    return embedding_bag(indices, table.detach(), _starts(bags, n), mode="sum", per_sample_weights=weights)
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        values, w, rows = ctx.saved_tensors
+        g, by_latent = grads[0].contiguous(), ctx.by_latent
+        g_values = dots(rows, by_latent, g, w) if ctx.needs_input_grad[0] else None
+        g_w = gradient_of_rows(rows, by_latent, values, g) if ctx.needs_input_grad[1] else None
+        return g_values, g_w, None, None, None

@@ -1,215 +1,173 @@
-"""The only training loop. Resumable, with the same data order for every method that is given the same seed."""
+"""The only training loop: one SAE or several on one pass over the activations.
+
+Resumable, with the same data order for every method that is given the same seed, and the same result for an SAE
+whichever others are trained beside it.
+"""
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from baselines import parts
-from baselines.activations import TrainingSet
-from baselines.parts import State, Trainer, Weights, describe, mse
+from baselines import curves, display
+from baselines.activations import Source
+from baselines.learner import DivergedError, Fitted, Learner, Now
+from baselines.parts import Trainer, describe
+from baselines.recipe import FitConfig, Job
+from baselines.resume import RESUME
+from baselines.trackers import Tracker, close
 from bench import progress
-from bench.errors import UsageError
-from bench.rng import torch_rng
-from bench.sae.checkpoint import rounded, save
-from bench.sae.dense import DenseSAE
-from bench.store import digest
+from bench.errors import ResourceError, UsageError, VerificationError
 
-RESUME, LOG = "resume.safetensors", "train.jsonl"
-SAVE_EVERY_S = 60.0
+__all__ = ["RESUME", "DivergedError", "FitConfig", "Fitted", "Job", "fit", "fit_all"]
+
+DRAW_EVERY_S = 60.0
 
 
-@dataclass(frozen=True)
-class FitConfig:
-    """How long and how fast; the recipe every method shares.
-
-    Args:
-        steps: T.
-        batch: Tokens per step B.
-        lr: Peak learning rate of Adam.
-        clip: Largest gradient norm.
-        seed: Root of initialisation, data order and the method's own draws.
-        log_every: Steps between log lines.
-        checkpoint_at: Fractions of the run at which a stage is exported; the end always is.
-        dtype: Type of the saved weight matrices.
-    """
-
-    steps: int
-    batch: int = 512
-    lr: float = 1e-3
-    clip: float = 1.0
-    seed: int = 0
-    log_every: int = 100
-    checkpoint_at: tuple[float, ...] = ()
-    dtype: str = "float16"
-
-    @property
-    def warmup(self) -> int:
-        """min(1,000, 5 % of T) steps."""
-        return max(1, min(1000, self.steps // 20))
-
-    def rate(self, step: int) -> float:
-        """Linear warm-up, then constant, then linear decay to 0 over the last 20 %."""
-        left = (self.steps - step) / (0.2 * self.steps)
-        return self.lr * min(1.0, (step + 1) / self.warmup, left)
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """A finished run: the exported SAE and its last log line."""
-
-    sae: DenseSAE
-    log: Mapping[str, Any]
-
-
-def fit(method: Trainer, data: TrainingSet, config: FitConfig, out: Path, site: Mapping[str, str]) -> Fitted:
+def fit(method: Trainer, data: Source, config: FitConfig, out: Path, site: Mapping[str, str], log: str = "") -> Fitted:
     """Train a method, keep stages, and write a native checkpoint with the facts of the run.
 
     Args:
         method: What to train.
         data: Activations.
         config: Recipe.
-        out: Folder for `sae.safetensors`, `sae.json`, `train.jsonl`, stages, and the resumable state.
+        out: Folder for `sae.safetensors`, `sae.json`, `train.jsonl`, `curves.png`, stages, and the resumable state.
         site: `lm`, `revision`, `hook` of the activations.
+        log: Tracker that gets the log lines too: `trackio`, `wandb`, `tensorboard`, or "" for none.
 
     Raises:
-        UsageError: The folder holds another finished run, or the data are too few for one batch.
-        VerificationError: A loss stopped being finite.
+        UsageError: The folder holds another unfinished run, or the data are too few for one batch.
+        VerificationError: The activations are constant or not finite.
+        DivergedError: A loss stopped being finite; the last good state is in the folder.
     """
+    (done,) = fit_all([Job(method, config, out)], data, site, log)
+    if isinstance(done, DivergedError):
+        raise done
+    return done
+
+
+def fit_all(jobs: Sequence[Job], data: Source, site: Mapping[str, str], log: str = "") -> list[Fitted | DivergedError]:
+    """Train several SAEs side by side: each batch is read once, and every SAE ends as if it were trained alone.
+
+    An SAE that diverges ends; the others go on.
+
+    Args:
+        jobs: At least one. They share `steps` and `batch`; folders of several lie side by side, and a picture of all
+            curves is drawn beside them.
+        data: Activations.
+        site: `lm`, `revision`, `hook` of the activations.
+        log: As in `fit`.
+
+    Raises:
+        UsageError: As in `fit`, or the jobs differ in steps or batch.
+        VerificationError: As in `fit`.
+    """
+    config = jobs[0].config
+    if len({(j.config.steps, j.config.batch) for j in jobs}) > 1:
+        raise UsageError("SAEs that are trained together share steps and batch", "train them one by one")
     if data.n < config.batch:
         raise UsageError(f"{data.n} kept tokens are fewer than one batch of {config.batch}", "use more --tokens or a smaller --batch")
     mean, variance = data.moments
+    if not 0 < variance < math.inf:
+        raise VerificationError(f"the activations have variance {variance}", "look at the text and the language model's precision")
     scale = 1 / math.sqrt(variance)
-    run = _Run(method, data, config, out, dict(site), scale)
-    out.mkdir(parents=True, exist_ok=True)
-    log: dict[str, Any] = {}
-    w, opt, state = run.start(mean * scale)
-    if getattr(method, "trains", True):
-        state, log = run.loop(w, opt, state)
-    sae = run.export(w, out, state, log)
-    (out / RESUME).unlink(missing_ok=True)
-    return Fitted(sae, log)
+    for job in jobs:
+        _make(job.out)
+    with _tracked(jobs, site, log) as trackers:
+        learners = [Learner(job, data, site, scale, tracker) for job, tracker in zip(jobs, trackers, strict=True)]
+        nows: list[Now | DivergedError] = [learner.start(mean * scale) for learner in learners]
+        _loop(learners, nows)
+        done = [_finished(learner, now) for learner, now in zip(learners, nows, strict=True)]
+    if len(jobs) > 1:
+        _draw(jobs)
+    return done
 
 
-@dataclass(frozen=True)
-class _Run:
-    method: Trainer
-    data: TrainingSet
-    config: FitConfig
-    out: Path
-    site: dict[str, str]
-    scale: float
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ResourceError(f"{folder} cannot be a folder: {e.strerror}", "choose another --out") from e
 
-    @property
-    def identity(self) -> str:
-        c = replace(self.config, log_every=0, checkpoint_at=())
-        return digest([describe(self.method), repr(c), self.data.sha256, self.data.seed])
 
-    def start(self, mean: Tensor) -> tuple[Weights, torch.optim.Adam, State]:
-        """Fresh weights, or those of an interrupted run of exactly this configuration."""
-        w = self.method.init(mean, torch_rng(self.config.seed, "init"))
-        for t in w.named().values():
-            t.requires_grad_(True)
-        opt = torch.optim.Adam(list(w.named().values()), lr=self.config.lr, fused=True)
-        window = max(200_000, min(10_000_000, self.config.steps * self.config.batch // 50))
-        state = State(0, self.config.steps, torch.zeros(self.method.d_sae, dtype=torch.long), window)
-        if (self.out / RESUME).exists():
-            state = self._recall(w, opt, state)
-        return w, opt, state
+def _loop(learners: Sequence[Learner], nows: list[Now | DivergedError]) -> None:
+    """All steps that are left. Whoever is ahead after an interruption waits until the others have caught up."""
+    learning = [i for i, learner in enumerate(learners) if learner.job.trains]
+    if not learning:
+        return
+    first, config = learners[0], learners[learning[0]].job.config
+    start = min(now.state.step for now in (nows[i] for i in learning) if isinstance(now, Now))
+    drawn = saved = time.monotonic()
+    label = f"training {first.job.out.name if len(learners) == 1 else first.job.out.parent.name}"
+    with display.bar(label, config.steps, start, config.batch) as advance:
+        for step in range(start, config.steps):
+            begin = time.perf_counter()
+            with _kept(learners, nows):
+                x = first.data.batch(step, config.batch) * first.scale
+            waited = time.perf_counter() - begin
+            for i in learning:
+                if isinstance(now := nows[i], Now) and now.state.step == step:
+                    nows[i] = _stepped(learners[i], now, x, waited)
+            running = [now for i in learning if isinstance(now := nows[i], Now)]
+            if not running:
+                return
+            if time.monotonic() - saved >= config.save_every:
+                _remember(learners, nows)
+                saved = time.monotonic()
+            if time.monotonic() - drawn >= DRAW_EVERY_S:
+                _draw([learner.job for learner in learners])
+                drawn = time.monotonic()
+            with _kept(learners, nows):
+                advance([now.log for now in running])
 
-    def loop(self, w: Weights, opt: torch.optim.Adam, state: State) -> tuple[State, dict[str, Any]]:
-        """All steps that are left; stages are exported on the way, and the state is remembered every minute."""
-        stages = {max(1, round(f * self.config.steps)) for f in self.config.checkpoint_at if f < 1}
-        log: dict[str, Any] = {}
-        saved = time.monotonic()
-        try:
-            with progress.track(f"training {self.out.name}", self.config.steps, "steps") as advance:
-                advance(state.step)
-                while state.step < self.config.steps:
-                    want_log = state.step % self.config.log_every == 0 or state.step == self.config.steps - 1
-                    state, log = self.step(w, opt, state, want_log)
-                    if state.step in stages:
-                        self.export(w, self.out / f"stage-{state.step}", state, log)
-                    if time.monotonic() - saved > SAVE_EVERY_S:
-                        self.remember(w, opt, state)
-                        saved = time.monotonic()
-                    advance(1)
-        except KeyboardInterrupt:  # comes between two steps, so weights and state agree
-            self.remember(w, opt, state)
-            raise
-        return state, log
 
-    def step(self, w: Weights, opt: torch.optim.Adam, state: State, want_log: bool) -> tuple[State, dict[str, Any]]:
-        x = self.data.batch(state.step, self.config.batch) * self.scale
-        rng, rate = torch_rng(self.config.seed, "step", state.step), self.config.rate(state.step)
-        state, terms, forward = parts.descend(self.method, w, opt, x, state, rng, rate, self.config.clip)
-        return state, self._log(terms, x, forward.xhat, forward.codes.values, state) if want_log else {}
+def _stepped(learner: Learner, now: Now, x: Tensor, waited: float) -> Now | DivergedError:
+    try:
+        return learner.step(now, x, waited)
+    except DivergedError as e:
+        progress.note("an SAE diverged", sae=learner.job.out.name, reason=e.cause)
+        return e
 
-    def _log(self, terms: dict[str, Tensor], x: Tensor, xhat: Tensor, values: Tensor, state: State) -> dict[str, Any]:
-        fvu = float(mse(x, xhat.detach()) * len(x) / (x - x.mean(0)).square().sum())
-        line = {
-            "step": state.step,
-            "lr": self.config.rate(state.step - 1),
-            **{n: round(float(t.detach()), 6) for n, t in terms.items()},
-            "ev": round(1 - fvu, 5),
-            "l0": round(len(values) / len(x), 3),
-            "dead": round(len(state.dead) / self.method.d_sae, 5),
-        }
-        with (self.out / LOG).open("a") as f:
-            f.write(json.dumps(line) + "\n")
-        if state.step % (10 * self.config.log_every) == 1:
-            progress.note("training", **line)
-        return line
 
-    def export(self, w: Weights, folder: Path, state: State, log: Mapping[str, Any]) -> DenseSAE:
-        """Write the inference form; the threshold is calibrated on the weights as rounded for the file."""
-        dtype = getattr(torch, self.config.dtype)
-        kept = Weights(w.W_enc.detach().to(dtype).float(), w.b_enc.detach(), w.W_dec.detach().to(dtype).float(), w.b_dec.detach())
-        sae = rounded(self.method.export(kept, self.scale, self.data.calibration() * self.scale), dtype)
-        name = str(describe(self.method)["method"])
-        training = {
-            **{k: v for k, v in vars(self.config).items() if k != "log_every"},
-            "steps_done": state.step,
-            "tokens_distinct": self.data.n,
-            "tokens_seen": state.step * self.config.batch,
-            "data_sha256": self.data.sha256,
-            "tokens_dropped_by_mask": round(self.data.dropped, 5),
-            "input_scale": self.scale,
-            "last_log": dict(log),
-        }
-        save(sae, folder, {"name": name, "method": describe(self.method), **self.site, "training": training}, dtype)
-        return sae
+def _finished(learner: Learner, now: Now | DivergedError) -> Fitted | DivergedError:
+    try:
+        return now if isinstance(now, DivergedError) else learner.finish(now)
+    except DivergedError as e:
+        return e
 
-    def remember(self, w: Weights, opt: torch.optim.Adam, state: State) -> None:
-        """Write everything that `start` needs to go on, atomically."""
-        tensors = {**{n: t.detach() for n, t in w.named().items()}, "silent": state.silent}
-        for n, t in w.named().items():
-            for part, v in opt.state[t].items():
-                tensors[f"{n}.{part}"] = v.clone()
-        work = self.out / f"{RESUME}.tmp"
-        save_file(tensors, work, metadata={"identity": self.identity, "step": str(state.step)})
-        work.replace(self.out / RESUME)
 
-    def _recall(self, w: Weights, opt: torch.optim.Adam, state: State) -> State:
-        from safetensors import safe_open
+def _remember(learners: Sequence[Learner], nows: Sequence[Now | DivergedError]) -> None:
+    for learner, now in zip(learners, nows, strict=True):
+        if isinstance(now, Now) and learner.job.trains:
+            learner.remember(now)
 
-        with safe_open(self.out / RESUME, "pt") as f:
-            meta = f.metadata()
-        if meta["identity"] != self.identity:
-            raise UsageError(f"{self.out} holds an unfinished run with other settings", "choose another --out, or remove the folder")
-        tensors = load_file(self.out / RESUME)
-        with torch.no_grad():
-            for n, t in w.named().items():
-                t.copy_(tensors[n])
-                opt.state[t] = {p: tensors[f"{n}.{p}"] for p in ("step", "exp_avg", "exp_avg_sq")}
-        progress.note("going on with an interrupted run", step=meta["step"])
-        return replace(state, step=int(meta["step"]), silent=tensors["silent"])
+
+@contextmanager
+def _kept(learners: Sequence[Learner], nows: Sequence[Now | DivergedError]) -> Generator[None]:
+    """An interrupt in here, between two steps, where weights and state agree, is remembered; elsewhere it is not."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _remember(learners, nows)
+        raise
+
+
+def _draw(jobs: Sequence[Job]) -> None:
+    if trained := [job for job in jobs if job.trains]:
+        curves.update(trained, trained[0].out if len(jobs) == 1 else trained[0].out.parent)
+
+
+@contextmanager
+def _tracked(jobs: Sequence[Job], site: Mapping[str, str], log: str) -> Generator[list[Tracker | None]]:
+    """A tracker for each job, or None; closed however training ends."""
+    facts = [{**site, "method": describe(job.method), **vars(job.config)} for job in jobs]
+    trackers = [Tracker(log, job.out.name, f, job.out) if log else None for job, f in zip(jobs, facts, strict=True)]
+    try:
+        yield trackers
+    finally:
+        close([tracker for tracker in trackers if tracker is not None])

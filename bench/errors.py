@@ -62,7 +62,7 @@ class VerificationError(BenchError):
 
 EXIT_CODES: dict[int, str] = {
     0: "all done and valid (a task that does not apply is not a failure)",
-    1: "finished, but some tasks failed",
+    1: "finished, but some tasks failed or a training diverged",
     2: "usage or configuration",
     3: "checkpoint rejected",
     4: "model or data unavailable",

@@ -125,7 +125,7 @@ def build(cls: type, params: Mapping[str, Any]) -> Any:
 def _shown_by(cls: type) -> str:
     if hasattr(cls, "run"):
         return f"tasks show {getattr(cls, 'name', '')}"
-    return "train --help" if hasattr(cls, "loss") else "run --help"
+    return "train --help" if hasattr(cls, "loss") or cls.__module__.startswith("baselines.") else "run --help"
 
 
 def default_of(f: Any) -> Any:

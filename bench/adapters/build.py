@@ -15,12 +15,13 @@ from bench.adapters import Given
 from bench.adapters.files import DAMAGED
 from bench.errors import CheckpointError
 from bench.sae.activations import JumpReLU, TopK
+from bench.sae.checkpoint import Form
 from bench.sae.dense import DenseSAE
 
 _MIN_NORM = 1e-8
 
 
-def checked(sae: DenseSAE) -> DenseSAE:
+def checked(sae: Form) -> Form:
     """The SAE, if shapes agree and all numbers are finite; folding can overflow where the file's numbers did not.
 
     Raises:
@@ -28,7 +29,7 @@ def checked(sae: DenseSAE) -> DenseSAE:
     """
     d_sae, d_in = sae.W_dec.shape
     shapes = {"W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,), "b_pre": (d_in,)}
-    parts = {n: (getattr(sae, n), s) for n, s in shapes.items()}
+    parts = {n: (getattr(sae, n), s) for n, s in shapes.items() if isinstance(sae, DenseSAE) or n in ("W_dec", "b_dec")}
     if isinstance(sae.act, JumpReLU):
         parts["threshold"] = (sae.act.threshold, (d_sae,))
     for name, (t, shape) in parts.items():

@@ -16,6 +16,7 @@ import torch
 
 from bench.sae.codes import Codes
 from bench.sae.dense import DenseSAE
+from bench.sae.pursuit import PursuitSAE
 from bench.store import array_sha256
 from bench.types import SAE
 
@@ -54,8 +55,8 @@ class Canonical:
 
     @cached_property
     def sha256(self) -> str:
-        """Identity: the weights of a `DenseSAE`; for other objects, decoder rows and answers to fixed inputs."""
-        if isinstance(self.inner, DenseSAE):
+        """Identity: the weights of a `DenseSAE` or `PursuitSAE`; for other objects, decoder rows and answers to fixed inputs."""
+        if isinstance(self.inner, DenseSAE | PursuitSAE):
             return self.inner.sha256
         probe = np.random.default_rng(0).standard_normal((_PROBE_ROWS, self.d_in)).astype(np.float32)
         probe = np.concatenate([probe * scale for scale in (1, 10, 100, 1000)])  # a threshold must show whatever its size
@@ -68,7 +69,7 @@ class Canonical:
 
     def encode_sparse(self, x: np.ndarray) -> Codes:
         """Canonical codes of [n, d_in] activations."""
-        if isinstance(self.inner, DenseSAE):
+        if isinstance(self.inner, DenseSAE | PursuitSAE):
             return self.inner.encode_sparse(x).scaled(self.norms)
         blocks = [self._encode_block(x[i : i + 512]) for i in range(0, len(x), 512)]
         empty = Codes.from_dense(np.zeros((0, self.d_sae), dtype=np.float32))
@@ -77,7 +78,7 @@ class Canonical:
     def reconstruct(self, codes: Codes) -> np.ndarray:
         """[n, d_in] float32 reconstructions from canonical codes."""
         raw = codes.scaled(1 / np.where(self.norms == 0, 1, self.norms))
-        if isinstance(self.inner, DenseSAE):
+        if isinstance(self.inner, DenseSAE | PursuitSAE):
             return self.inner.decode_sparse(raw)
         out = np.empty((codes.n, self.d_in), dtype=np.float32)
         with torch.no_grad():

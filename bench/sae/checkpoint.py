@@ -15,7 +15,9 @@ from torch import Tensor
 from bench.errors import CheckpointError
 from bench.sae.activations import Activation, JumpReLU, ReLU, TopK
 from bench.sae.dense import DenseSAE
+from bench.sae.pursuit import Pursuit, PursuitSAE
 
+Form = DenseSAE | PursuitSAE  # what a native checkpoint can hold
 FORMAT = 1
 WEIGHTS, FACTS = "sae.safetensors", "sae.json"
 
@@ -25,7 +27,7 @@ class Loaded:
     """An SAE as an adapter read it.
 
     Args:
-        sae: Ready to use: a float32 `DenseSAE`, or the object that was given from Python.
+        sae: Ready to use: a float32 `DenseSAE` or `PursuitSAE`, or the object that was given from Python.
         format: Name of the file format.
         architecture: What the file says it is, e.g. `batchtopk`.
         name: Short name for tables.
@@ -47,7 +49,7 @@ class Loaded:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-def save(sae: DenseSAE, folder: Path, facts: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> None:
+def save(sae: Form, folder: Path, facts: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> None:
     """Write a native checkpoint.
 
     Args:
@@ -60,12 +62,13 @@ def save(sae: DenseSAE, folder: Path, facts: Mapping[str, Any], dtype: torch.dty
         CheckpointError: A weight is not finite in `dtype`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {n: getattr(sae, n).detach().cpu().to(dtype).clone(memory_format=torch.contiguous_format) for n in ("W_enc", "W_dec")}
-    tensors |= {n: getattr(sae, n).detach().cpu().float().clone() for n in ("b_enc", "b_dec", "b_pre")}
+    matrices, vectors = (("W_enc", "W_dec"), ("b_enc", "b_dec", "b_pre")) if isinstance(sae, DenseSAE) else (("W_dec",), ("b_dec",))
+    tensors = {n: getattr(sae, n).detach().cpu().to(dtype).clone(memory_format=torch.contiguous_format) for n in matrices}
+    tensors |= {n: getattr(sae, n).detach().cpu().float().clone() for n in vectors}
     act: dict[str, Any] = {"name": sae.act.name}
     if isinstance(sae.act, JumpReLU):
         tensors["threshold"] = sae.act.threshold.detach().cpu().float().expand(sae.d_sae).clone()
-    if isinstance(sae.act, TopK):
+    if isinstance(sae.act, TopK | Pursuit):
         act["k"] = sae.act.k
     for name, t in tensors.items():
         if not torch.isfinite(t).all():
@@ -79,8 +82,10 @@ def save(sae: DenseSAE, folder: Path, facts: Mapping[str, Any], dtype: torch.dty
         (folder / f"{name}.tmp").replace(folder / name)
 
 
-def rounded(sae: DenseSAE, dtype: torch.dtype) -> DenseSAE:
+def rounded(sae: Form, dtype: torch.dtype) -> Form:
     """The SAE as it will be after saving in `dtype` and reading back."""
+    if isinstance(sae, PursuitSAE):
+        return PursuitSAE(sae.W_dec.to(dtype).float(), sae.b_dec, sae.k)
     return DenseSAE(sae.W_enc.to(dtype).float(), sae.b_enc, sae.W_dec.to(dtype).float(), sae.b_dec, sae.b_pre, sae.act)
 
 

@@ -1,4 +1,4 @@
-"""`doctor`: is this machine ready, and what would be fetched."""
+"""`doctor`: is this machine ready, and what would be fetched or could be built."""
 
 from __future__ import annotations
 
@@ -9,15 +9,24 @@ from typing import Annotated
 
 import typer
 
-HELP = """Check this machine: versions, device, cache, disk, package clients, the embedded model.
+HELP = """Check this machine: versions, devices, cache, disk, compiler and training kernel, package clients, the embedded model.
 
-Example:
+Examples:
 
   python -m bench doctor
+
+  python -m bench doctor --build-kernel
 """
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+    build_kernel: Annotated[bool, typer.Option(help="Compile the training kernel for this CPU first, with $CXX or g++.")] = False,
+) -> None:
+    from baselines import compiled
+
+    if build_kernel:
+        compiled.build()
     facts = _facts()
     if as_json:
         print(json.dumps(facts, indent=1))
@@ -32,6 +41,7 @@ doctor.__doc__ = HELP
 def _facts() -> dict[str, str]:
     import torch
 
+    from baselines import compiled
     from bench import provenance, registry
     from bench.lm import embedded
     from bench.store import Store, cache_root
@@ -47,8 +57,11 @@ def _facts() -> dict[str, str]:
         "ortsae-bench": f"{code['version']} (sources {code['sources_sha256'][:12]}{commit})",
         "python": platform.python_version(),
         "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else provenance.environment("cpu")["device"],
+        "cpu": provenance.environment("cpu")["device"],
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none that torch can use",
         "cache": f"{root}, {used:.2f} of at most {store.max_bytes / 2**30:.0f} GiB, {free:.0f} GiB free on disk",
+        "compiler": compiled.compiler_version(command) if (command := compiled.compiler()) else "none",
+        "training kernel": compiled.status(),
         "embedded model": "ready" if converted.exists() else "not fetched yet (93 MB, on first use)",
         "package clients": ", ".join(f"{n} {'found' if shutil.which(n) else 'missing'}" for n in ("npm", "apt-get")),
         "tasks": ", ".join(registry.tasks()),

@@ -1,0 +1,67 @@
+"""Matryoshka SAE (Bussmann et al. 2025, arXiv 2503.17547): the first latents alone must reconstruct too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from baselines import parts
+from baselines.parts import Forward, State, Usual, Weights
+from baselines.sparse import SparseBatch, batch_top, decode
+
+FRACTIONS = (1 / 32, 3 / 32, 7 / 32, 15 / 32, 1.0)
+PARETO = 0.5
+
+
+@dataclass(frozen=True)
+class Matryoshka(Usual):
+    """BatchTopK codes; the mean over prefixes of the MSE of their latents alone + α · auxiliary loss.
+
+    The paper sums over prefixes; the mean keeps the size of the loss, so α and penalties weigh five times as much
+    against it as there.
+
+    Args:
+        d_sae: Number of latents m.
+        k: Mean number of active latents per token.
+        aux_weight: α.
+        prefixes: `fixed` takes 1/32, 3/32, 7/32, 15/32 and all of the latents; `random` draws sizes anew at every step
+            from a truncated Pareto distribution, and always takes all latents too.
+        drawn: Prefixes of a step with `random`.
+    """
+
+    name: ClassVar[str] = "matryoshka"
+    d_sae: int = 4608
+    k: int = 32
+    aux_weight: float = parts.AUX_WEIGHT
+    prefixes: Literal["fixed", "random"] = "fixed"
+    drawn: int = 10
+
+    def sizes(self, rng: torch.Generator) -> tuple[int, ...]:
+        """Sizes of the prefixes of one step, ascending, the last all latents."""
+        if self.prefixes == "fixed":
+            found = [round(f * self.d_sae) for f in FRACTIONS]
+        else:
+            u = torch.rand(self.drawn - 1, generator=rng, dtype=torch.float64)
+            tail = 1 - (1 / self.d_sae) ** PARETO  # inverse of the distribution function on [1, m]
+            found = [*((1 - u * tail) ** (-1 / PARETO)).int().tolist(), self.d_sae]
+        return tuple(sorted({min(max(1, s), self.d_sae) for s in found}))
+
+    def loss(self, w: Weights, x: Tensor, state: State, rng: torch.Generator) -> tuple[dict[str, Tensor], Forward]:
+        codes = batch_top(x, w.W_enc, w.b_enc, self.k, w.b_dec, state.floor)
+        xhats = _prefixes(codes, w, self.sizes(rng))
+        error = (x.unsqueeze(1) - xhats).square().sum() / (len(x) * xhats.shape[1])
+        xhat = xhats[:, -1]
+        aux = parts.dead_latent_loss(w, x, xhat, state, k_aux=x.shape[1] // 2)
+        return {"mse": error, "aux": self.aux_weight * aux}, Forward(codes, xhat)
+
+
+def _prefixes(codes: SparseBatch, w: Weights, sizes: tuple[int, ...]) -> Tensor:
+    """[n, prefixes, d] reconstructions from the latents of each prefix. Every code is decoded once, into the part of
+    its token that lies between two prefixes; prefixes are running sums of these parts."""
+    ends = torch.tensor(sizes, device=codes.cols.device)
+    bags = codes.rows * len(sizes) + torch.bucketize(codes.cols, ends, right=True)
+    split = SparseBatch(bags, codes.cols, codes.values, codes.n * len(sizes))
+    return decode(split, w.W_dec).view(codes.n, len(sizes), -1).cumsum(1) + w.b_dec

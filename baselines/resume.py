@@ -1,0 +1,104 @@
+"""What an interrupted training needs to go on: one file, replaced atomically, and a log cut back to it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from baselines.parts import State, Weights
+from bench.errors import ResourceError, UsageError
+
+RESUME = "resume.safetensors"
+
+
+def remember(folder: Path, identity: str, w: Weights, opt: torch.optim.Optimizer, state: State, seconds: float) -> None:
+    """Write weights, optimiser, and state; a kill at any moment leaves the file before or this one.
+
+    Data position and random draws need no memory of their own: they follow from the step.
+
+    Args:
+        folder: Of the run.
+        identity: What the run is; only the same run goes on.
+        w: Weights; those the optimiser knows nothing of (no gradient) are kept too.
+        opt: Optimiser.
+        state: Every field of it is kept.
+        seconds: Time spent so far.
+
+    Raises:
+        ResourceError: The disk is full or cannot be written.
+    """
+    tensors = {f"w/{n}": t.detach() for n, t in w.named().items()}
+    for n, t in w.named().items():
+        tensors |= {f"opt/{n}/{part}": v for part, v in opt.state.get(t, {}).items()}
+    memory: dict[str, Any] = {}
+    for f in fields(state):
+        value = getattr(state, f.name)
+        if isinstance(value, Tensor):
+            tensors[f"state/{f.name}"] = value
+        else:
+            memory[f.name] = dict(value) if isinstance(value, Mapping) else value
+    work = folder / f"{RESUME}.tmp"
+    facts = {"identity": identity, "state": json.dumps(memory), "seconds": json.dumps(seconds)}
+    try:
+        save_file({n: t.contiguous() for n, t in tensors.items()}, work, metadata=facts)
+        with work.open("rb+") as f:
+            os.fsync(f.fileno())
+        work.replace(folder / RESUME)
+    except (OSError, SafetensorError) as e:
+        raise ResourceError(f"cannot keep the state of the training in {folder}: {e}", "free space, then run the same command again") from e
+
+
+def recall(folder: Path, identity: str, w: Weights, opt: torch.optim.Optimizer, state: State) -> tuple[State, float]:
+    """Fill `w` and `opt` from the file; returns the state and the seconds spent.
+
+    Raises:
+        UsageError: The file is another run's, or damaged.
+    """
+    path = folder / RESUME
+    try:
+        with safe_open(path, "pt") as f:
+            facts = f.metadata()
+        if facts["identity"] != identity:
+            raise UsageError(f"{folder} holds an unfinished run with other settings", "choose another --out, or remove the folder")
+        tensors = load_file(path)
+        memory, seconds = json.loads(facts["state"]), float(json.loads(facts["seconds"]))
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
+        raise UsageError(f"{path} is damaged: {e}", "remove it to start again") from e
+    with torch.no_grad():
+        for n, t in w.named().items():
+            t.copy_(tensors.pop(f"w/{n}"))
+            mine = f"opt/{n}/"
+            if found := {k.removeprefix(mine): v.clone().to(t.device) for k, v in tensors.items() if k.startswith(mine)}:
+                opt.state[t] = found
+    kept = {k.removeprefix("state/"): v.clone() for k, v in tensors.items() if k.startswith("state/")}
+    return replace(state, **memory, **kept), seconds
+
+
+def cut_back(log: Path, step: int) -> dict[str, Any]:
+    """Drop the lines after a step, which will be written again, and a line that a kill has torn; returns the last one kept."""
+    kept: list[str] = []
+    last: dict[str, Any] = {}
+    if not log.exists():
+        return last
+    for text in log.read_text().splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            break
+        if line["step"] > step:
+            break
+        kept.append(text + "\n")
+        last = line
+    work = log.with_name(f"{log.name}.tmp")
+    work.write_text("".join(kept))
+    work.replace(log)
+    return last
