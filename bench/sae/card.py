@@ -9,8 +9,8 @@ from bench.errors import UsageError
 from bench.lm.hooks import parse_hook
 from bench.sae.activations import JumpReLU, TopK
 from bench.sae.canonical import MIN_NORM
-from bench.sae.checkpoint import Loaded
-from bench.sae.dense import DenseSAE
+from bench.sae.checkpoint import Form, Loaded
+from bench.sae.pursuit import Pursuit
 
 _UNKNOWN = "not in the file"
 
@@ -34,9 +34,9 @@ def card(loaded: Loaded) -> dict[str, str]:
     }
 
 
-def _activation(sae: DenseSAE) -> str:
-    if isinstance(sae.act, TopK):
-        return f"topk, k = {sae.act.k}"
+def _activation(sae: Form) -> str:
+    if isinstance(sae.act, TopK | Pursuit):
+        return f"{sae.act.name}, k = {sae.act.k}"
     if isinstance(sae.act, JumpReLU):
         low, high = float(sae.act.threshold.min()), float(sae.act.threshold.max())
         return f"jumprelu, threshold {low:.4g}" + (f" to {high:.4g}" if high > low else " for all latents")
@@ -54,7 +54,7 @@ def _hook(spelled: str) -> str:
     return ours if ours == spelled else f"{ours} (file: {spelled})"
 
 
-def _norms(sae: DenseSAE) -> str:
+def _norms(sae: Form) -> str:
     n = sae.W_dec.float().norm(dim=1)
     return f"min {_at(n, 0.0)}, median {_at(n, 0.5)}, max {_at(n, 1.0)}; dead rows {int((n < MIN_NORM).sum())}"
 
@@ -64,7 +64,7 @@ def _at(values: Tensor, share: float) -> str:
     return f"{float(torch.sort(values).values[round(share * (len(values) - 1))]):.4g}"
 
 
-def _subtracted(sae: DenseSAE) -> str:
+def _subtracted(sae: Form) -> str:
     if torch.equal(sae.b_pre, sae.b_dec):
         return "yes" if bool(sae.b_dec.any()) else "makes no difference: b_dec is zero"
     return "no" if not bool(sae.b_pre.any()) else "no: another vector is subtracted"
