@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from baselines import parts
+from baselines.nested import nested_error
 from baselines.parts import Forward, State, Usual, Weights
-from baselines.sparse import SparseBatch, batch_top, decode
+from baselines.sparse import batch_top
 
 FRACTIONS = (1 / 32, 3 / 32, 7 / 32, 15 / 32, 1.0)
 PARETO = 0.5
@@ -51,17 +52,7 @@ class Matryoshka(Usual):
 
     def loss(self, w: Weights, x: Tensor, state: State, rng: torch.Generator) -> tuple[dict[str, Tensor], Forward]:
         codes = batch_top(x, w.W_enc, w.b_enc, self.k, w.b_dec, state.floor)
-        xhats = _prefixes(codes, w, self.sizes(rng))
-        error = (x.unsqueeze(1) - xhats).square().sum() / (len(x) * xhats.shape[1])
-        xhat = xhats[:, -1]
+        error, xhat = nested_error(codes, w.W_dec, x - w.b_dec, self.sizes(rng))
+        xhat = xhat + w.b_dec.detach()
         aux = parts.dead_latent_loss(w, x, xhat, state, k_aux=x.shape[1] // 2)
         return {"mse": error, "aux": self.aux_weight * aux}, Forward(codes, xhat)
-
-
-def _prefixes(codes: SparseBatch, w: Weights, sizes: tuple[int, ...]) -> Tensor:
-    """[n, prefixes, d] reconstructions from the latents of each prefix. Every code is decoded once, into the part of
-    its token that lies between two prefixes; prefixes are running sums of these parts."""
-    ends = torch.tensor(sizes, device=codes.cols.device)
-    bags = codes.rows * len(sizes) + torch.bucketize(codes.cols, ends, right=True)
-    split = SparseBatch(bags, codes.cols, codes.values, codes.n * len(sizes))
-    return decode(split, w.W_dec).view(codes.n, len(sizes), -1).cumsum(1) + w.b_dec
