@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from baselines import parts
+from baselines.dead import AUX_WEIGHT, dead_latent_loss
 from baselines.parts import Forward, State, Usual, Weights
 from baselines.sparse import batch_top
 
@@ -26,10 +27,10 @@ class BatchTopK(Usual):
     name: ClassVar[str] = "batchtopk"
     d_sae: int = 4608
     k: int = 32
-    aux_weight: float = parts.AUX_WEIGHT
+    aux_weight: float = AUX_WEIGHT
 
     def loss(self, w: Weights, x: Tensor, state: State, rng: torch.Generator) -> tuple[dict[str, Tensor], Forward]:
-        codes = batch_top(x, w.W_enc, w.b_enc, self.k, w.b_dec, state.floor)
+        codes = batch_top(x, w.W_enc, w.b_enc, self.k, w.b_dec, state.floor, state.shards)
         xhat = parts.reconstruction(w, codes)
-        aux = parts.dead_latent_loss(w, x, xhat, state, k_aux=x.shape[1] // 2)
+        aux = dead_latent_loss(w, x, xhat, state, k_aux=x.shape[1] // 2)
         return {"mse": parts.mse(x, xhat), "aux": self.aux_weight * aux}, Forward(codes, xhat)

@@ -42,17 +42,19 @@ class C2R(Over):
     def loss(self, w: Weights, x: Tensor, state: State, rng: torch.Generator) -> tuple[dict[str, Tensor], Forward]:
         terms, forward = self.base.loss(w, x, state, rng)
         if state.step % self.every == 0:
-            m = len(w.W_dec)
-            strength = self.weight * (TOKENS / len(x)) ** 0.5 * (m / LATENTS) ** 0.5
-            penalty = redundancy(w.W_dec, norms(forward.codes, m), chunks_of(m, self.chunk_size, rng), self.alpha)
+            rows, used = state.shards.assembled(w.W_dec), state.shards.assembled(norms(forward.codes, len(w.W_dec)))
+            m = len(rows)
+            strength = self.weight * (TOKENS / (len(x) * state.shards.data_count)) ** 0.5 * (m / LATENTS) ** 0.5
+            penalty = redundancy(rows, used, chunks_of(m, self.chunk_size, rng), self.alpha)
             terms["c2r"] = self.every * strength * penalty
         return terms, forward
 
 
 def norms(codes: SparseBatch, m: int) -> Tensor:
-    """[m] ‖f_i‖, the norm of each latent's codes over the batch, with gradient; that of a silent latent is 0."""
+    """[m] ‖f_i‖, the norm of each latent's codes over the whole batch, with gradient; that of a silent latent is 0."""
     squares = codes.values.new_zeros(m).index_add(0, codes.cols, codes.values.square())
-    return _power(squares, 0.5)
+    shards = codes.shards
+    return _power(shards.averaged(squares) * shards.data_count, 0.5)
 
 
 def redundancy(w: Tensor, strength: Tensor, chunks: tuple[Tensor, ...], alpha: float) -> Tensor:

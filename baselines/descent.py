@@ -2,36 +2,51 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
+from torch import Tensor
 
 from baselines import compiled
 from baselines.over import Over
 from baselines.parts import Trainer, Usual, Weights
+from baselines.shards import Shards
 
 
-def move(method: Trainer, w: Weights, opt: torch.optim.Optimizer, clip: float) -> None:
+def move(method: Trainer, w: Weights, opt: torch.optim.Optimizer, clip: float, shards: Shards) -> None:
     """Change weights in place, and the optimiser's state. Where the kernel can do it all, in one pass over the weights.
 
     Args:
         method: Whose projection and constraint hold.
         w: Weights with gradients.
         opt: Optimiser of them.
-        clip: Largest gradient norm.
+        clip: Largest gradient norm, of all processes' weights together.
+        shards: Processes that share the weights.
     """
+    grads = {name: t.grad for name, t in w.named().items() if t.grad is not None}
+    shards.average_(*grads.values())
     kernel = compiled.kernel(*opt.param_groups[0]["params"]) if compiled.steps(opt) else None
-    if kernel is not None and _usual_rows(method):
+    if kernel is not None and _usual_rows(method) and shards.count == 1:
         kernel.adam(opt, w.W_dec, clip)
         return
     method.project_grad(w)
-    if kernel is not None:
+    if shards.count == 1 and kernel is not None:
         kernel.adam(opt, None, clip)
     else:
-        grads = [t.grad for t in w.named().values() if t.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads)
+        norm = _norm(grads, shards)
         if norm > clip:  # most steps need no pass over the gradients
             torch.nn.utils.clip_grads_with_norm_(list(w.named().values()), clip, norm)
-        opt.step()
+        kernel.adam(opt, None, math.inf) if kernel is not None else opt.step()
     method.constrain(w)
+
+
+def _norm(grads: dict[str, Tensor], shards: Shards) -> Tensor:
+    """Norm of the gradients of all latents; b_dec, which every process holds, counts once."""
+    if shards.count == 1:
+        return torch.nn.utils.get_total_norm(list(grads.values()))
+    own = sum(float(g.double().square().sum()) for name, g in grads.items() if name != "b_dec")
+    shared = float(grads["b_dec"].double().square().sum()) if "b_dec" in grads else 0.0
+    return next(iter(grads.values())).new_tensor(math.sqrt(shards.over_latents(own) + shared))
 
 
 def _usual_rows(method: Trainer) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from baselines import parts
 from baselines.parts import Forward, State, Usual, Weights
-from baselines.sparse import SparseBatch, above, decode
+from baselines.sparse import above, decode
 from baselines.sparsity import steered, strength
 from bench.sae.activations import JumpReLU as JumpReLUActivation
 from bench.types import SAE
@@ -37,18 +37,18 @@ class Gated(Usual):
         return replace(start, extra={"log_scale": torch.zeros(self.d_sae), "b_mag": torch.zeros(self.d_sae)})
 
     def loss(self, w: Weights, x: Tensor, state: State, rng: torch.Generator) -> tuple[dict[str, Tensor], Forward]:
-        gate = above(x, w.W_enc, w.b_enc, 0.0, w.b_dec)
+        gate = above(x, w.W_enc, w.b_enc, 0.0, w.b_dec, state.shards)
         projection = gate.values - w.b_enc[gate.cols]
         values = torch.relu(projection * w.extra["log_scale"].exp()[gate.cols] + w.extra["b_mag"][gate.cols])
         on = values.detach() > 0
-        codes = SparseBatch(gate.rows[on], gate.cols[on], values[on], gate.n)
+        codes = gate.valued(values).only(on)
         xhat = parts.reconstruction(w, codes)
         by_gate = decode(gate, w.W_dec.detach()) + w.b_dec.detach()
-        l1 = strength(state) * gate.values.sum() / len(x)
+        l1 = strength(state) * state.shards.summed(gate.values.sum()) / len(x)
         return {"mse": parts.mse(x, xhat), "l1": l1, "gate": parts.mse(x, by_gate)}, Forward(codes, xhat)
 
     def update(self, state: State, forward: Forward) -> State:
-        return steered(parts.count_silence(state, forward), len(forward.codes.rows) / forward.codes.n, self.k)
+        return steered(parts.count_silence(state, forward), forward.codes.l0, self.k)
 
     def export(self, w: Weights, scale: float, calibration: Tensor) -> SAE:
         w = w.map(Tensor.detach)

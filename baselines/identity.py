@@ -32,7 +32,7 @@ class Identity(Usual):
         return both_signs(torch.eye(len(mean)), mean)
 
     def loss(self, w: Weights, x: Tensor, state: State, rng: torch.Generator) -> tuple[dict[str, Tensor], Forward]:
-        codes = token_top(x, w.W_enc, w.b_enc, self.k, w.b_dec, state.floor)
+        codes = token_top(x, w.W_enc, w.b_enc, self.k, w.b_dec, state.floor, state.shards)
         xhat = parts.reconstruction(w, codes)
         return {"mse": parts.mse(x, xhat)}, Forward(codes, xhat)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from baselines import parts
 from baselines.parts import Forward, State, Usual, Weights
-from baselines.sparse import SparseBatch, above
+from baselines.sparse import above
 from bench.sae.activations import JumpReLU as JumpReLUActivation
 from bench.types import SAE
 
@@ -40,12 +40,11 @@ class JumpReLU(Usual):
 
     def loss(self, w: Weights, x: Tensor, state: State, rng: torch.Generator) -> tuple[dict[str, Tensor], Forward]:
         theta = w.extra["threshold"]
-        near = above(x, w.W_enc, w.b_enc, theta.detach() - self.bandwidth / 2, w.b_dec)  # those just below θ move it
+        near = above(x, w.W_enc, w.b_enc, theta.detach() - self.bandwidth / 2, w.b_dec, state.shards)  # those just below θ move it
         values, active = _Jump.apply(near.values, theta[near.cols], self.bandwidth)
         xhat = parts.reconstruction(w, near.valued(values))
-        l0 = active.sum() / len(x)
-        on = active.detach() > 0
-        codes = SparseBatch(near.rows[on], near.cols[on], values[on], near.n)
+        l0 = state.shards.averaged(state.shards.summed(active.sum()) / len(x))
+        codes = near.valued(values).only(active.detach() > 0)
         sparsity = self.weight * state.warm * (l0 / self.k - 1).square()
         return {"mse": parts.mse(x, xhat), "l0": sparsity}, Forward(codes, xhat)
 

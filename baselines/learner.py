@@ -14,9 +14,10 @@ from torch import Tensor
 
 from baselines import compiled, curves, parts
 from baselines.activations import Source
-from baselines.parts import Forward, State, Weights, describe, mse
+from baselines.parts import Forward, State, Weights, describe
 from baselines.recipe import Job
 from baselines.resume import RESUME, cut_back, recall, remember
+from baselines.shards import ALONE, Shards
 from baselines.trackers import Tracker
 from bench import progress
 from bench.errors import UsageError, VerificationError
@@ -71,6 +72,7 @@ class Learner:
         site: `lm`, `revision`, `hook` of the activations.
         scale: Input scale.
         tracker: Gets the log lines too.
+        shards: This process among those that train the SAE; the first of them writes files.
     """
 
     job: Job
@@ -78,6 +80,7 @@ class Learner:
     site: Mapping[str, str]
     scale: float
     tracker: Tracker | None = None
+    shards: Shards = ALONE
 
     @property
     def identity(self) -> str:
@@ -90,13 +93,16 @@ class Learner:
         w = job.method.init(mean, torch_rng(config.seed, "init"))
         if not interrupted:
             w = parts.prepared(job.method, w, lambda: self.data.calibration() * self.scale, torch_rng(config.seed, "prepare"))
+        latents = len(w.W_dec)
+        w = w.map(self.shards.mine, shared=Tensor.clone)
         learned = [t.requires_grad_(True) for t in w.named().values() if t.is_floating_point()]
         opt = torch.optim.Adam(learned, lr=config.lr, fused=True)
-        state, seconds = State(0, config.steps, torch.zeros(job.method.d_sae, dtype=torch.long), config.dead_after), 0.0
+        silent = self.shards.mine(torch.zeros(latents, dtype=torch.long))
+        state, seconds = State(0, config.steps, silent, config.dead_after, shards=self.shards), 0.0
         if interrupted:
             state, seconds = recall(job.out, self.identity, w, opt, state)
             progress.note("going on with an interrupted run", sae=job.out.name, step=state.step)
-        log = cut_back(job.out / curves.LOG, state.step)
+        log = self.shards.one_first(lambda: cut_back(job.out / curves.LOG, state.step))
         return Now(w, opt, state, (_copy(w), state), seconds, log)
 
     def step(self, now: Now, x: Tensor, waited: float) -> Now:
@@ -115,7 +121,7 @@ class Learner:
         try:
             state, terms, forward = parts.descend(self.job.method, now.w, now.opt, x, now.state, rng, rate, config.clip)
         except VerificationError as e:
-            raise self.diverged(now, e.cause, poisoned=not bool(x.isfinite().all())) from e
+            raise self.diverged(now, e.cause, poisoned=not self.all(bool(x.isfinite().all()))) from e
         now = replace(now, state=state, seconds=now.seconds + waited + time.perf_counter() - begin)
         if (state.step - 1) % config.log_every == 0 or state.step == config.steps:
             now = self._logged(now, terms, x, forward)
@@ -125,7 +131,9 @@ class Learner:
 
     def _logged(self, now: Now, terms: Mapping[str, Tensor], x: Tensor, forward: Forward) -> Now:
         config, state, before = self.job.config, now.state, now.log
-        fvu = float(mse(x, forward.xhat.detach()) * len(x) / (x - x.mean(0)).square().sum())
+        shards = self.shards
+        left = shards.averaged((x - forward.xhat.detach()).square().sum())
+        fvu = float(left / shards.averaged((x - shards.averaged(x.mean(0))).square().sum()))
         tokens, seconds = state.step * config.batch, round(now.seconds, 4)
         line = {
             "step": state.step,
@@ -133,23 +141,27 @@ class Learner:
             "lr": config.rate(state.step - 1),
             **{n: round(float(t.detach()), 6) for n, t in terms.items()},
             "ev": round(1 - fvu, 5),
-            "l0": round(len(forward.codes.values) / len(x), 3),
-            "dead": round(len(state.dead) / self.job.method.d_sae, 5),
+            "l0": round(forward.codes.l0, 3),
+            "dead": round(shards.over_latents(len(state.dead)) / max(1.0, shards.over_latents(len(state.silent))), 5),
             "seconds": seconds,
             "tokens_per_s": round((tokens - before.get("tokens", 0)) / max(1e-9, seconds - before.get("seconds", 0.0)), 1),
         }
+        if shards.first:
+            self._tell(line)
+        good = (_copy(now.w), state) if self.all(_finite(now.w, config.dtype)) else now.good
+        return replace(now, log=line, good=good)
+
+    def _tell(self, line: Mapping[str, Any]) -> None:
         with (self.job.out / curves.LOG).open("a") as f:
             f.write(json.dumps(line) + "\n")
         if self.tracker:
             self.tracker.log(line)
-        if state.step % (10 * config.log_every) == 1:
+        if line["step"] % (10 * self.job.config.log_every) == 1:
             progress.note("training", sae=self.job.out.name, **line)
-        good = (_copy(now.w), state) if _finite(now.w, config.dtype) else now.good
-        return replace(now, log=line, good=good)
 
     def remember(self, now: Now) -> None:
         """Write everything that `start` needs to go on. What is not finite is nothing to go on from."""
-        if _finite(now.w, "float32"):
+        if self.all(_finite(now.w, "float32")):
             remember(self.job.out, self.identity, now.w, now.opt, now.state, now.seconds)
 
     def finish(self, now: Now) -> Fitted:
@@ -158,7 +170,7 @@ class Learner:
         Raises:
             DivergedError: The last steps left weights that are not finite.
         """
-        if not _finite(now.w, self.job.config.dtype):
+        if not self.all(_finite(now.w, self.job.config.dtype)):
             raise self.diverged(now, f"a weight is not finite in {self.job.config.dtype}", poisoned=False)
         sae = self.export(now, (now.w, now.state), self.job.out)
         self._tidy()
@@ -167,13 +179,19 @@ class Learner:
     def diverged(self, now: Now, cause: str, poisoned: bool) -> DivergedError:
         """Export the last good state and say so: the present one if the data are to blame, else that of the last log line."""
         out, at = self.job.out, now.state.step
-        good = (now.w, now.state) if poisoned and _finite(now.w, self.job.config.dtype) else now.good
+        good = (now.w, now.state) if poisoned and self.all(_finite(now.w, self.job.config.dtype)) else now.good
         self.export(now, good, out, {"step": at, "cause": cause})
         self._tidy()
         remedy = "an activation is not finite: harvest again" if poisoned else "lower --lr"
         return DivergedError(f"training of {out.name} stopped at step {at}: {cause}; {out} holds step {good[1].step}", remedy)
 
+    def all(self, good: bool) -> bool:
+        """Whether all processes say yes."""
+        return self.shards.total(float(not good)) == 0
+
     def _tidy(self) -> None:
+        if not self.shards.first:
+            return
         (self.job.out / RESUME).unlink(missing_ok=True)
         if self.job.trains:
             curves.update([self.job], self.job.out)
@@ -188,9 +206,10 @@ class Learner:
             stopped: Step and cause of an early stop.
         """
         (w, state), config, method = at, self.job.config, self.job.method
+        w = w.map(lambda t: self.shards.gathered(t.detach()), shared=Tensor.detach)
         name = str(describe(method)["method"])
         dtype = getattr(torch, config.dtype)
-        kept = replace(w.map(Tensor.detach), W_enc=w.W_enc.detach().to(dtype).float(), W_dec=w.W_dec.detach().to(dtype).float())
+        kept = replace(w, W_enc=w.W_enc.to(dtype).float(), W_dec=w.W_dec.to(dtype).float())
         calibration = self.data.calibration() * self.scale
         exported = method.export(kept, self.scale, calibration[calibration.isfinite().all(1)])
         if not isinstance(exported, Form):
@@ -210,12 +229,13 @@ class Learner:
             "input_scale": self.scale,
             "seconds": round(now.seconds, 3),
             "tokens_per_s": round(seen / max(1e-9, now.seconds), 1),
+            "processes": self.shards.count * self.shards.data_count,
             "compiled_kernel": compiled.kernel(w.W_enc, w.W_dec) is not None,
             "last_log": dict(now.log),
             **({"stopped_early": dict(stopped)} if stopped else {}),
         }
         facts = {"name": name, "method": describe(method), **self.site, "training": training}
-        save(sae, folder, facts, dtype)
+        self.shards.one_first(lambda: save(sae, folder, facts, dtype) if self.shards.first else None)
         return sae
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from baselines import parts
+from baselines.dead import AUX_WEIGHT, dead_latent_loss
 from baselines.nested import nested_error
 from baselines.parts import Forward, State, Usual, Weights
 from baselines.sparse import batch_top
@@ -36,7 +36,7 @@ class Matryoshka(Usual):
     name: ClassVar[str] = "matryoshka"
     d_sae: int = 4608
     k: int = 32
-    aux_weight: float = parts.AUX_WEIGHT
+    aux_weight: float = AUX_WEIGHT
     prefixes: Literal["fixed", "random"] = "fixed"
     drawn: int = 10
 
@@ -51,8 +51,8 @@ class Matryoshka(Usual):
         return tuple(sorted({min(max(1, s), self.d_sae) for s in found}))
 
     def loss(self, w: Weights, x: Tensor, state: State, rng: torch.Generator) -> tuple[dict[str, Tensor], Forward]:
-        codes = batch_top(x, w.W_enc, w.b_enc, self.k, w.b_dec, state.floor)
+        codes = batch_top(x, w.W_enc, w.b_enc, self.k, w.b_dec, state.floor, state.shards)
         error, xhat = nested_error(codes, w.W_dec, x - w.b_dec, self.sizes(rng))
         xhat = xhat + w.b_dec.detach()
-        aux = parts.dead_latent_loss(w, x, xhat, state, k_aux=x.shape[1] // 2)
+        aux = dead_latent_loss(w, x, xhat, state, k_aux=x.shape[1] // 2)
         return {"mse": error, "aux": self.aux_weight * aux}, Forward(codes, xhat)

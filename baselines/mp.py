@@ -27,6 +27,7 @@ class MP(Usual):
     """
 
     name: ClassVar[str] = "mp"
+    divisible: ClassVar[bool] = False  # every pick would wait for all processes
     d_sae: int = 4608
     k: int = 32
 

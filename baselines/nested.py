@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from baselines import ops
+from baselines.shards import Shards
 from baselines.sparse import ByLatent, SparseBatch, dots, gradient_of_rows
 from bench.kernels import arrays
 
@@ -29,9 +30,10 @@ def nested_error(codes: SparseBatch, w_dec: Tensor, target: Tensor, sizes: tuple
     Returns:
         The error, and [n, d] the reconstruction from all latents, which has no gradient.
     """
-    part = torch.bucketize(codes.cols, torch.tensor(sizes, device=codes.cols.device), right=True)
+    first = codes.shards.rows(sizes[-1]).start
+    part = torch.bucketize(codes.cols + first, torch.tensor(sizes, device=codes.cols.device), right=True)
     by_latent = codes.by_latent or ByLatent(codes.cols, len(w_dec))
-    return _Nested.apply(codes.values, w_dec, target, part * codes.n + codes.rows, len(sizes), by_latent)
+    return _Nested.apply(codes.values, w_dec, target, part * codes.n + codes.rows, len(sizes), by_latent, codes.shards)
 
 
 class _Nested(torch.autograd.Function):
@@ -39,12 +41,12 @@ class _Nested(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, values: Tensor, w: Tensor, target: Tensor, bags: Tensor, prefixes: int, by_latent: ByLatent
+        ctx: Any, values: Tensor, w: Tensor, target: Tensor, bags: Tensor, prefixes: int, by_latent: ByLatent, shards: Shards
     ) -> tuple[Tensor, Tensor]:
         n, d = target.shape
         order = arrays.order(bags, n * prefixes)
         bag, col, value = (t.index_select(0, order) for t in (bags, by_latent.cols, values))
-        sums = ops.sums_of_rows(bag, col, value, w, n * prefixes)
+        sums = shards.summed(ops.sums_of_rows(bag, col, value, w, n * prefixes))
         parts, total, left = sums.view(prefixes, n, d), target.new_zeros(()), torch.empty_like(target)
         for i in range(0, n, _ROWS):
             total += _errors_in_place(parts[:, i : i + _ROWS], target[i : i + _ROWS], left[i : i + _ROWS])
@@ -61,7 +63,7 @@ class _Nested(torch.autograd.Function):
         g_values = dots(bags, by_latent, g, w) * scale if ctx.needs_input_grad[0] else None
         g_w = gradient_of_rows(bags, by_latent, values * scale, g) if ctx.needs_input_grad[1] else None
         g_target = -scale * g[: ctx.n] if ctx.needs_input_grad[2] else None
-        return g_values, g_w, g_target, None, None, None
+        return g_values, g_w, g_target, None, None, None, None
 
 
 def _errors_in_place(parts: Tensor, target: Tensor, left: Tensor) -> Tensor:

@@ -32,7 +32,8 @@ class OrtSAE(Over):
     def loss(self, w: Weights, x: Tensor, state: State, rng: torch.Generator) -> tuple[dict[str, Tensor], Forward]:
         terms, forward = self.base.loss(w, x, state, rng)
         if state.step % self.every == 0:
-            penalty = _Penalty.apply(w.W_dec, chunks_of(len(w.W_dec), self.chunk_size, rng))
+            rows = state.shards.assembled(w.W_dec)
+            penalty = _Penalty.apply(rows, chunks_of(len(rows), self.chunk_size, rng))
             terms["orth"] = self.gamma * self.every * penalty
         return terms, forward
 

@@ -36,6 +36,10 @@ class Over:
     def trains(self) -> bool:
         return getattr(self.base, "trains", True)
 
+    @property
+    def divisible(self) -> bool:
+        return getattr(self.base, "divisible", True)
+
     def init(self, mean: Tensor, rng: torch.Generator) -> Weights:
         return self.base.init(mean, rng)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
+from baselines.shards import ALONE, Shards
 from baselines.sparse import SparseBatch, decode
 from bench.errors import VerificationError
 from bench.kernels.topk import calibrated_threshold
@@ -21,7 +22,6 @@ from bench.sae.activations import Activation, JumpReLU
 from bench.sae.dense import DenseSAE
 from bench.types import SAE
 
-AUX_WEIGHT = 1 / 32
 SPARSITY_WARMUP = 0.05
 _CALIBRATION_BLOCK = 1024
 
@@ -48,9 +48,9 @@ class Weights:
         """Tensors by name."""
         return {"W_enc": self.W_enc, "b_enc": self.b_enc, "W_dec": self.W_dec, "b_dec": self.b_dec, **self.extra}
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> Weights:
-        """The same weights with every tensor changed."""
-        changed = {name: change(t) for name, t in self.named().items()}
+    def map(self, change: Callable[[Tensor], Tensor], shared: Callable[[Tensor], Tensor] | None = None) -> Weights:
+        """The same weights with every tensor changed; b_dec, which has no row per latent, by `shared` if given."""
+        changed = {name: (shared or change)(t) if name == "b_dec" else change(t) for name, t in self.named().items()}
         return Weights(*(changed.pop(n) for n in ("W_enc", "b_enc", "W_dec", "b_dec")), extra=changed)
 
 
@@ -65,6 +65,7 @@ class State:
         dead_after: A latent silent for this many tokens counts as dead.
         floor: About the smallest code of the last batch: where the next selection starts to look.
         extra: What a method's controllers remember.
+        shards: This process among those that train the SAE; `silent` is about its own latents.
     """
 
     step: int
@@ -73,6 +74,7 @@ class State:
     dead_after: int
     floor: float = 0.0
     extra: Mapping[str, float] = field(default_factory=dict)
+    shards: Shards = ALONE
 
     @property
     def warm(self) -> float:
@@ -166,51 +168,6 @@ def reconstruction(w: Weights, codes: SparseBatch) -> Tensor:
     return decode(codes, w.W_dec) + w.b_dec
 
 
-def dead_latent_loss(w: Weights, x: Tensor, xhat: Tensor, state: State, k_aux: int) -> Tensor:
-    """How much of the residual the dead latents leave unexplained (auxiliary loss, Gao et al. 2024).
-
-    Σ‖e − ê‖² / Σ‖e − mean e‖² with e the detached residual and ê the k_aux largest relu pre-activations of dead
-    latents times their decoder rows, no bias; 0 when no latent is dead.
-    """
-    dead = state.dead.to(x.device)
-    if len(dead) == 0:
-        return x.new_zeros(())
-    return _DeadLatentLoss.apply(w.W_enc, w.b_enc, w.W_dec, w.b_dec, x, (x - xhat).detach(), dead, k_aux)
-
-
-class _DeadLatentLoss(torch.autograd.Function):
-    """The loss with its analytic gradient: five products with the dead latents' rows, where autograd makes six."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, w_enc: Tensor, b_enc: Tensor, w_dec: Tensor, b_dec: Tensor, x: Tensor, e: Tensor, dead: Tensor, k_aux: int
-    ) -> Tensor:
-        rows_enc, rows_dec, centred = w_enc[dead], w_dec[dead], x - b_dec
-        codes = torch.addmm(b_enc[dead], centred, rows_enc.T).relu_()
-        if len(dead) > k_aux:
-            top = codes.topk(k_aux, dim=1, sorted=False)
-            codes = torch.zeros_like(codes).scatter_(1, top.indices, top.values)
-        left = torch.addmm(e, codes, rows_dec, beta=-1)  # ê − e
-        scale = 1 / (e - e.mean(0)).square().sum()
-        ctx.save_for_backward(rows_enc, rows_dec, centred, codes, left, scale, dead)
-        ctx.latents = len(w_enc)
-        return left.square().sum() * scale
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        rows_enc, rows_dec, centred, codes, left, scale, dead = ctx.saved_tensors
-        g = left * (2 * scale * grads[0])
-        g_codes = (g @ rows_dec.T).mul_(codes > 0)
-        g_bias = g_codes.sum(0)
-
-        def spread_out(t: Tensor) -> Tensor:
-            """[m, …] the dead latents' gradients in their places."""
-            return t.new_zeros(ctx.latents, *t.shape[1:]).index_copy_(0, dead, t)
-
-        rest = (None, None, None, None)
-        return spread_out(g_codes.T @ centred), spread_out(g_bias), spread_out(codes.T @ g), -(g_bias @ rows_enc), *rest
-
-
 @torch.no_grad()
 def remove_parallel_gradient(w: Weights) -> None:
     """Remove from each decoder row's gradient the component along the row."""
@@ -227,9 +184,9 @@ def unit_rows(w: Weights) -> None:
 
 def count_silence(state: State, forward: Forward) -> State:
     """The state after a step: latents that fired start counting again."""
-    silent = state.silent + forward.codes.n
+    silent = state.silent + forward.codes.n * state.shards.data_count
     silent.index_fill_(0, forward.codes.cols.to(silent.device), 0)
-    return replace(state, step=state.step + 1, silent=silent, floor=forward.codes.floor)
+    return replace(state, step=state.step + 1, silent=state.shards.least_(silent), floor=forward.codes.floor)
 
 
 def descend(
@@ -254,12 +211,13 @@ def descend(
 
     opt.zero_grad(set_to_none=True)
     terms, forward = method.loss(w, x, state, rng)
+    terms = {name: state.shards.averaged(term) for name, term in terms.items()}
     loss = torch.stack(list(terms.values())).sum()
     if not torch.isfinite(loss):
         raise VerificationError(f"the loss is not finite at step {state.step}", "lower the learning rate")
     loss.backward()
     opt.param_groups[0]["lr"] = lr
-    move(method, w, opt, clip)
+    move(method, w, opt, clip, state.shards)
     return method.update(state, forward), terms, forward
 
 

@@ -28,6 +28,6 @@ class Random(Usual):
     k: int = 32
 
     def loss(self, w: Weights, x: Tensor, state: State, rng: torch.Generator) -> tuple[dict[str, Tensor], Forward]:
-        codes = batch_top(x, w.W_enc, w.b_enc, self.k, w.b_dec, state.floor)
+        codes = batch_top(x, w.W_enc, w.b_enc, self.k, w.b_dec, state.floor, state.shards)
         xhat = parts.reconstruction(w, codes)
         return {"mse": parts.mse(x, xhat)}, Forward(codes, xhat)

@@ -30,13 +30,13 @@ class ReLU(Usual):
     k: int = 32
 
     def loss(self, w: Weights, x: Tensor, state: State, rng: torch.Generator) -> tuple[dict[str, Tensor], Forward]:
-        codes = above(x, w.W_enc, w.b_enc, 0.0, w.b_dec)
+        codes = above(x, w.W_enc, w.b_enc, 0.0, w.b_dec, state.shards)
         xhat = parts.reconstruction(w, codes)
-        l1 = codes.values.sum() / len(x)
+        l1 = state.shards.summed(codes.values.sum()) / len(x)
         return {"mse": parts.mse(x, xhat), "l1": strength(state) * l1}, Forward(codes, xhat)
 
     def update(self, state: State, forward: Forward) -> State:
-        return steered(parts.count_silence(state, forward), len(forward.codes.rows) / forward.codes.n, self.k)
+        return steered(parts.count_silence(state, forward), forward.codes.l0, self.k)
 
     def export(self, w: Weights, scale: float, calibration: Tensor) -> SAE:
         return parts.inference(w, scale, ReLUActivation())

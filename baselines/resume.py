@@ -23,7 +23,8 @@ RESUME = "resume.safetensors"
 def remember(folder: Path, identity: str, w: Weights, opt: torch.optim.Optimizer, state: State, seconds: float) -> None:
     """Write weights, optimiser, and state; a kill at any moment leaves the file before or this one.
 
-    Data position and random draws need no memory of their own: they follow from the step.
+    Data position and random draws need no memory of their own: they follow from the step. The file is the same for any
+    number of processes: the first writes all latents, and a run may go on with another number.
 
     Args:
         folder: Of the run.
@@ -36,16 +37,20 @@ def remember(folder: Path, identity: str, w: Weights, opt: torch.optim.Optimizer
     Raises:
         ResourceError: The disk is full or cannot be written.
     """
-    tensors = {f"w/{n}": t.detach() for n, t in w.named().items()}
+    whole = state.shards.gathered
+    tensors: dict[str, Tensor] = {}
     for n, t in w.named().items():
-        tensors |= {f"opt/{n}/{part}": v for part, v in opt.state.get(t, {}).items()}
+        kept = {f"w/{n}": t.detach(), **{f"opt/{n}/{part}": v for part, v in opt.state.get(t, {}).items()}}
+        tensors |= {name: whole(v) if _divided(n, v) else v for name, v in kept.items()}
     memory: dict[str, Any] = {}
     for f in fields(state):
         value = getattr(state, f.name)
         if isinstance(value, Tensor):
-            tensors[f"state/{f.name}"] = value
-        else:
+            tensors[f"state/{f.name}"] = whole(value)
+        elif f.name != "shards":
             memory[f.name] = dict(value) if isinstance(value, Mapping) else value
+    if not state.shards.first:
+        return
     work = folder / f"{RESUME}.tmp"
     facts = {"identity": identity, "state": json.dumps(memory), "seconds": json.dumps(seconds)}
     try:
@@ -73,14 +78,20 @@ def recall(folder: Path, identity: str, w: Weights, opt: torch.optim.Optimizer, 
         memory, seconds = json.loads(facts["state"]), float(json.loads(facts["seconds"]))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
         raise UsageError(f"{path} is damaged: {e}", "remove it to start again") from e
+    part = state.shards.mine
     with torch.no_grad():
         for n, t in w.named().items():
-            t.copy_(tensors.pop(f"w/{n}"))
-            mine = f"opt/{n}/"
-            if found := {k.removeprefix(mine): v.clone().to(t.device) for k, v in tensors.items() if k.startswith(mine)}:
-                opt.state[t] = found
-    kept = {k.removeprefix("state/"): v.clone() for k, v in tensors.items() if k.startswith("state/")}
+            own = {k: part(v) if _divided(n, v) else v for k, v in tensors.items() if k == f"w/{n}" or k.startswith(f"opt/{n}/")}
+            t.copy_(own.pop(f"w/{n}"))
+            if own:
+                opt.state[t] = {k.removeprefix(f"opt/{n}/"): v.clone().to(t.device) for k, v in own.items()}
+    kept = {k.removeprefix("state/"): part(v).clone() for k, v in tensors.items() if k.startswith("state/")}
     return replace(state, **memory, **kept), seconds
+
+
+def _divided(name: str, t: Tensor) -> bool:
+    """Whether processes that share an SAE have a part each of a tensor that belongs to the weight of this name."""
+    return name != "b_dec" and t.dim() > 0
 
 
 def cut_back(log: Path, step: int) -> dict[str, Any]:

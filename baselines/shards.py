@@ -1,22 +1,28 @@
 """Training on several processes, each of which owns a part of the latents and their optimiser state.
 
-Reconstructions are summed over processes, B·d numbers a step; weight gradients never travel, since every process has
-those of its own latents. The selection of codes is exact: the B·k-th largest of all processes' candidates is found from
-the bits of the numbers, by histograms of 4,096 bins. Processes are torch.distributed's, started with torchrun.
+Reconstructions are summed over processes, B·d numbers a step; weights and their gradients stay where they are. The selection
+of codes is exact: the B·k-th largest of all processes' candidates is found from the bits of the numbers, by histograms of
+4,096 bins. Beside latents the batch may be divided too: then several groups of processes hold the same latents, each sees
+its own tokens, and gradients are averaged over the groups. Processes are torch.distributed's, started with torchrun.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from datetime import timedelta
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from bench.errors import UsageError
+
 _BITS = 12  # of a number that one histogram settles
 _INTEGERS = {torch.float32: (torch.int32, 32), torch.float64: (torch.int64, 64)}
+_PATIENCE = timedelta(days=1)  # the first process harvests while the others wait
 
 
 @dataclass(frozen=True)
@@ -24,12 +30,30 @@ class Shards:
     """This process among those that share the latents of one SAE. Alone, every function gives its argument back.
 
     Args:
-        rank: Number of this process.
-        count: Number of processes.
+        rank: Number of this process among those with the same tokens, which hold the parts of the dictionary.
+        count: How many these are.
+        data_rank: Number of this process among those with the same latents, which see the parts of the batch.
+        data_count: How many these are.
+        latents: Their group: the processes with the same tokens. None while alone.
+        data: Likewise: the processes with the same latents.
     """
 
     rank: int = 0
     count: int = 1
+    data_rank: int = 0
+    data_count: int = 1
+    latents: dist.ProcessGroup | None = None
+    data: dist.ProcessGroup | None = None
+
+    @property
+    def alone(self) -> bool:
+        """Whether this is the only process."""
+        return self.count * self.data_count == 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that writes files."""
+        return self.rank == self.data_rank == 0
 
     def rows(self, m: int) -> slice:
         """The latents of this process among all m: parts of sizes that differ by at most one."""
@@ -41,22 +65,76 @@ class Shards:
         """This process' rows of [m, …]."""
         return t if self.count == 1 else t[self.rows(len(t))].clone()
 
+    def tokens(self, x: Tensor) -> Tensor:
+        """This process' tokens of a batch."""
+        return x if self.data_count == 1 else x[self.data_rank :: self.data_count].contiguous()
+
     def summed(self, part: Tensor) -> Tensor:
-        """Sum over processes of what each computed from its own latents; the gradient reaches every part unchanged."""
-        return part if self.count == 1 else _Summed.apply(part)
+        """Sum over the parts of the dictionary; the gradient reaches every part unchanged."""
+        return part if self.count == 1 else _Summed.apply(part, self.latents)
 
     def common(self, t: Tensor) -> Tensor:
         """A tensor that all processes hold, about to be used with each one's own latents; its gradients are summed."""
-        return t if self.count == 1 else _Common.apply(t)
+        return t if self.count == 1 else _Common.apply(t, self.latents)
+
+    def averaged(self, t: Tensor) -> Tensor:
+        """Mean over the parts of the batch. The gradient passes unchanged, since gradients of weights are averaged later."""
+        return t if self.data_count == 1 else _Averaged.apply(t, self.data, self.data_count)
+
+    @torch.no_grad()
+    def average_(self, *gradients: Tensor) -> None:
+        """Replace gradients by their means over the parts of the batch."""
+        if self.data_count > 1:
+            for g in gradients:
+                dist.all_reduce(g, group=self.data)
+                g /= self.data_count
+
+    @torch.no_grad()
+    def least_(self, t: Tensor) -> Tensor:
+        """Replace numbers by the smallest over the parts of the batch."""
+        if self.data_count > 1:
+            dist.all_reduce(t, dist.ReduceOp.MIN, group=self.data)
+        return t
 
     @torch.no_grad()
     def total(self, number: float) -> float:
-        """Sum of a number over processes."""
-        if self.count == 1:
+        """Sum of a number over all processes."""
+        if self.alone:
             return number
         box = torch.tensor([number], dtype=torch.float64)
         dist.all_reduce(box)
         return float(box)
+
+    @torch.no_grad()
+    def smallest(self, number: float) -> float:
+        """The smallest of all processes' numbers."""
+        if self.alone:
+            return number
+        box = torch.tensor([number], dtype=torch.float64)
+        dist.all_reduce(box, dist.ReduceOp.MIN)
+        return float(box)
+
+    @torch.no_grad()
+    def over_latents(self, number: float) -> float:
+        """Sum of a number over the parts of the dictionary."""
+        return number if self.count == 1 else float(self.summed(torch.tensor([number], dtype=torch.float64)))
+
+    def agreed(self, decision: bool) -> bool:
+        """The first process' decision."""
+        return decision if self.alone else self.total(float(decision and self.first)) > 0
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if not self.alone:
+            dist.barrier()
+
+    def one_first(self, call: Callable[[], Any]) -> Any:
+        """Let the first process do something whose result is kept on disk, then the others, who find it."""
+        if self.alone:
+            return call()
+        found = call() if self.first else None
+        self.wait()
+        return found if self.first else call()
 
     @torch.no_grad()
     def gathered(self, part: Tensor) -> Tensor:
@@ -64,13 +142,17 @@ class Shards:
         if self.count == 1:
             return part
         sizes = [torch.zeros(1, dtype=torch.long) for _ in range(self.count)]
-        dist.all_gather(sizes, torch.tensor([len(part)]))
+        dist.all_gather(sizes, torch.tensor([len(part)]), group=self.latents)
         longest = int(max(int(s) for s in sizes))
         padded = part.new_zeros(longest, *part.shape[1:])
         padded[: len(part)] = part
         found = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(found, padded)
+        dist.all_gather(found, padded, group=self.latents)
         return torch.cat([f[: int(s)] for f, s in zip(found, sizes, strict=True)])
+
+    def assembled(self, part: Tensor) -> Tensor:
+        """As `gathered`, with gradient: of what every process works out alike from all rows, each keeps its rows' own."""
+        return part if self.count == 1 else _Assembled.apply(part, self)
 
     @torch.no_grad()
     def largest(self, values: Tensor, count: int) -> Tensor:
@@ -83,7 +165,7 @@ class Shards:
             count: How many in all, at most as many as there are.
         """
         if count < 1:
-            return torch.zeros(len(values), dtype=torch.bool)
+            return torch.zeros(len(values), dtype=torch.bool, device=values.device)
         kinds, left = _INTEGERS[values.dtype]
         bits, prefix, wanted = values.view(kinds).long(), 0, count
         inside = bits
@@ -91,7 +173,7 @@ class Shards:
             width = min(_BITS, left)
             left -= width
             histogram = torch.bincount((inside >> left) & (2**width - 1), minlength=2**width)
-            if self.count > 1:
+            if not self.alone:
                 dist.all_reduce(histogram)
             above = histogram.flip(0).cumsum(0).flip(0)  # how many lie in this bin or a higher one
             at = int((above >= wanted).nonzero().max())
@@ -100,39 +182,109 @@ class Shards:
             inside = inside[inside >> left == prefix]
         keep = bits > prefix
         equal = torch.nonzero(bits == prefix).squeeze(1)
-        earlier = self.gathered(torch.tensor([len(equal)]))[: self.rank].sum()
-        keep[equal[: max(0, wanted - int(earlier))]] = True
+        keep[equal[: max(0, wanted - self._before(len(equal)))]] = True
         return keep
+
+    @torch.no_grad()
+    def largest_of_each(self, table: Tensor) -> Tensor:
+        """Mask of this process' numbers [n, k] that are among the k largest positive of their row over the parts of the dictionary."""
+        if self.count == 1:
+            return table > 0
+        n, k = table.shape
+        rows = self.gathered(table[None]).transpose(0, 1).reshape(n, -1)
+        best = rows.sort(dim=1, descending=True, stable=True).indices[:, :k]
+        mask = torch.zeros_like(rows, dtype=torch.bool).scatter_(1, best, value=True)
+        return mask.view(n, self.count, k)[:, self.rank] & (table > 0)
+
+    def _before(self, number: int) -> int:
+        """Sum of a number over the processes before this one."""
+        if self.alone:
+            return 0
+        found = [torch.zeros(1, dtype=torch.long) for _ in range(dist.get_world_size())]
+        dist.all_gather(found, torch.tensor([number]))
+        return int(sum(int(f) for f in found[: dist.get_rank()]))
+
+
+ALONE = Shards()
 
 
 class _Summed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, part: Tensor) -> Tensor:
+    def forward(ctx: Any, part: Tensor, group: Any) -> Tensor:
         out = part.clone()
-        dist.all_reduce(out)
+        dist.all_reduce(out, group=group)
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return grads[0]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
 
 
 class _Common(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, t: Tensor) -> Tensor:
+    def forward(ctx: Any, t: Tensor, group: Any) -> Tensor:
+        ctx.group = group
         return t.view_as(t)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        out = grads[0].contiguous()
-        dist.all_reduce(out)
-        return out
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        out = grads[0].clone()
+        dist.all_reduce(out, group=ctx.group)
+        return out, None
 
 
-def joined() -> Shards:
-    """The group that torchrun started this process in (gloo on CPUs, NCCL on GPUs); alone where it did not."""
-    if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
-        return Shards()
+class _Averaged(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, t: Tensor, group: Any, count: int) -> Tensor:
+        out = t.clone()
+        dist.all_reduce(out, group=group)
+        return out / count
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return grads[0], None, None
+
+
+class _Assembled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, part: Tensor, shards: Shards) -> Tensor:
+        ctx.shards = shards
+        return shards.gathered(part)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return ctx.shards.mine(grads[0]), None
+
+
+def joined(data_count: int = 1) -> Shards:
+    """The processes that torchrun started beside this one (gloo on CPUs, NCCL on GPUs); alone where it did not.
+
+    Args:
+        data_count: Parts of the batch; the processes are divided into so many groups, each of which holds all latents.
+
+    Raises:
+        UsageError: The processes cannot be divided so.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if data_count < 1 or world % data_count:
+        raise UsageError(f"{world} processes cannot be divided into {data_count} groups", "give --data-parallel a divisor of their number")
+    if world == 1:
+        return ALONE
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    return Shards(dist.get_rank(), dist.get_world_size())
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
+    count, rank = world // data_count, dist.get_rank()
+    data_rank, mine = divmod(rank, count)
+    latents = [_group(range(g * count, (g + 1) * count)) for g in range(data_count)]
+    data = [_group(range(r, world, count)) for r in range(count)]
+    return Shards(mine, count, data_rank, data_count, latents[data_rank], data[mine])
+
+
+def leave(shards: Shards) -> None:
+    """End the group, once all have come to this point."""
+    if not shards.alone:
+        shards.wait()
+        dist.destroy_process_group()
+
+
+def _group(ranks: range) -> dist.ProcessGroup:
+    return cast("dist.ProcessGroup", dist.new_group(list(ranks)))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from baselines import ops
+from baselines.shards import ALONE, Shards
 from bench.kernels import arrays
 
 _SLACK = 0.93  # of the last batch's smallest code: lets through about 1.5 times as many candidates as are wanted
@@ -59,6 +60,7 @@ class SparseBatch:
         n: Tokens in the batch.
         floor: About the smallest code that was selected: where the selection of the next batch may start to look.
         by_latent: Order of `cols`, if something else has use for it too.
+        shards: Whose latents these are, if several processes share the dictionary: `cols` are numbers of this one's.
     """
 
     rows: Tensor
@@ -67,18 +69,29 @@ class SparseBatch:
     n: int
     floor: float = 0.0
     by_latent: ByLatent | None = field(default=None, repr=False, compare=False)
+    shards: Shards = field(default=ALONE, repr=False, compare=False)
+
+    @property
+    def l0(self) -> float:
+        """Mean number of codes per token, of all processes."""
+        return self.shards.total(len(self.rows)) / (self.n * self.shards.data_count)
+
+    def only(self, keep: Tensor) -> SparseBatch:
+        """The codes of a mask."""
+        return replace(self, rows=self.rows[keep], cols=self.cols[keep], values=self.values[keep], by_latent=None)
 
     def below(self, latents: int) -> SparseBatch:
         """Only the codes of the first `latents` latents."""
-        keep = self.cols < latents
-        return SparseBatch(self.rows[keep], self.cols[keep], self.values[keep], self.n)
+        return self.only(self.cols < latents)
 
     def valued(self, values: Tensor) -> SparseBatch:
         """Other values at the same places."""
         return replace(self, values=values)
 
 
-def batch_top(x: Tensor, w_enc: Tensor, b_enc: Tensor, k: int, centre: Tensor | None = None, floor: float = 0.0) -> SparseBatch:
+def batch_top(
+    x: Tensor, w_enc: Tensor, b_enc: Tensor, k: int, centre: Tensor | None = None, floor: float = 0.0, shards: Shards = ALONE
+) -> SparseBatch:
     """The n·k largest positive pre-activations of a batch (BatchTopK, Bussmann et al. 2024).
 
     Among equal pre-activations the first are taken.
@@ -91,60 +104,69 @@ def batch_top(x: Tensor, w_enc: Tensor, b_enc: Tensor, k: int, centre: Tensor | 
         centre: [d] subtracted from the inputs first. Its gradient costs one pass over `w_enc`; subtracted by
             the caller it would cost one row per code.
         floor: `floor` of an earlier batch, a guess that saves time; what is selected does not depend on it.
+        shards: Processes that share the latents, or the tokens: the largest of all are selected.
     """
 
     def rule(centred: Tensor, w: Tensor, b: Tensor) -> Found:
-        count = k * len(centred)
-        bound, lower = _SLACK * floor if floor > 0 else _guess(centred, w, b, k), _LOWER
+        count = k * len(centred) * shards.data_count
+        bound, lower = _SLACK * floor if floor > 0 else _guess(centred, w, b, k, shards), _LOWER
         flat, values = ops.encode_above(centred, w, b, bound)
-        while len(flat) < count and bound > 0:
+        while (found := int(shards.total(len(flat)))) < count and bound > 0:
             bound, lower = bound * lower if lower > _LEAST else 0.0, lower * lower
             flat, values = ops.encode_above(centred, w, b, bound)
-        keep = _largest(values, count)
+        keep = _largest(values, count) if shards.alone else arrays.nonzero(shards.largest(values, min(count, found)))
         return flat.index_select(0, keep), values.index_select(0, keep)
 
-    codes = _select(x, w_enc, b_enc, centre, rule)
-    return replace(codes, floor=float(codes.values.detach().min()) if len(codes.values) else 0.0)
+    codes = _select(x, w_enc, b_enc, centre, rule, shards)
+    smallest = float(codes.values.detach().min()) if len(codes.values) else torch.inf
+    smallest = shards.smallest(smallest)
+    return replace(codes, floor=smallest if smallest < torch.inf else 0.0)
 
 
-def token_top(x: Tensor, w_enc: Tensor, b_enc: Tensor, k: int, centre: Tensor | None = None, floor: float = 0.0) -> SparseBatch:
+def token_top(
+    x: Tensor, w_enc: Tensor, b_enc: Tensor, k: int, centre: Tensor | None = None, floor: float = 0.0, shards: Shards = ALONE
+) -> SparseBatch:
     """The k largest pre-activations of every token, then ReLU (TopK, Gao et al. 2024). Arguments as in `batch_top`."""
 
     def rule(centred: Tensor, w: Tensor, b: Tensor) -> Found:
         flat, values = ops.encode_top(centred, w, b, k)
-        keep = _largest_of_each(values, flat // len(w), k, len(centred))
+        keep = _largest_of_each(values, flat // len(w), k, len(centred), shards)
         return flat.index_select(0, keep), values.index_select(0, keep)
 
-    return _select(x, w_enc, b_enc, centre, rule)
+    return _select(x, w_enc, b_enc, centre, rule, shards)
 
 
-def above(x: Tensor, w_enc: Tensor, b_enc: Tensor, bound: float | Tensor = 0.0, centre: Tensor | None = None) -> SparseBatch:
+def above(
+    x: Tensor, w_enc: Tensor, b_enc: Tensor, bound: float | Tensor = 0.0, centre: Tensor | None = None, shards: Shards = ALONE
+) -> SparseBatch:
     """All pre-activations above a bound (one number, or [m]; without gradient). Other arguments as in `batch_top`."""
     fixed = bound.detach() if isinstance(bound, Tensor) else bound
-    return _select(x, w_enc, b_enc, centre, lambda centred, w, b: ops.encode_above(centred, w, b, fixed))
+    return _select(x, w_enc, b_enc, centre, lambda centred, w, b: ops.encode_above(centred, w, b, fixed), shards)
 
 
 def decode(codes: SparseBatch, w_dec: Tensor) -> Tensor:
-    """[n, d] sums of decoder rows weighted by codes, without bias."""
-    return _Decode.apply(codes.values, w_dec, codes.rows, codes.n, codes.by_latent or ByLatent(codes.cols, len(w_dec)))
+    """[n, d] sums of decoder rows weighted by codes, without bias; over the latents of all processes."""
+    by_latent = codes.by_latent or ByLatent(codes.cols, len(w_dec))
+    return codes.shards.summed(_Decode.apply(codes.values, w_dec, codes.rows, codes.n, by_latent))
 
 
-def _select(x: Tensor, w: Tensor, b: Tensor, centre: Tensor | None, rule: Rule) -> SparseBatch:
+def _select(x: Tensor, w: Tensor, b: Tensor, centre: Tensor | None, rule: Rule, shards: Shards) -> SparseBatch:
     with torch.no_grad():
         centred = x if centre is None else x - centre
         flat, found = rule(centred, w, b)
         rows = flat // len(w)
         by_latent = ByLatent(flat - rows * len(w), len(w))
-    values = _Encode.apply(x, w, b, centre, found, centred.detach(), rows, by_latent)
-    return SparseBatch(rows, by_latent.cols, values, len(x), by_latent=by_latent)
+    shared = centre if centre is None else shards.common(centre)
+    values = _Encode.apply(x, w, b, shared, found, centred.detach(), rows, by_latent)
+    return SparseBatch(rows, by_latent.cols, values, len(x), by_latent=by_latent, shards=shards)
 
 
-def _guess(centred: Tensor, w: Tensor, b: Tensor, k: int) -> float:
+def _guess(centred: Tensor, w: Tensor, b: Tensor, k: int, shards: Shards) -> float:
     """A bound that lets through about 1.5 · k codes per token, from a sixteenth of the tokens; 0 where too few are positive."""
     sample = centred[::_SAMPLE]
     _, values = ops.encode_above(sample, w, b, 0.0)
-    rank = int(1.5 * k * len(sample)) + 8
-    return float(arrays.kth_largest(values, rank)) if rank <= len(values) else 0.0
+    rank = int(1.5 * k * len(sample) / shards.count) + 8
+    return shards.smallest(float(arrays.kth_largest(values, rank)) if rank <= len(values) else 0.0)
 
 
 def _largest(values: Tensor, count: int) -> Tensor:
@@ -158,24 +180,36 @@ def _largest(values: Tensor, count: int) -> Tensor:
     return arrays.nonzero(keep)
 
 
-def _largest_of_each(values: Tensor, row: Tensor, k: int, n: int) -> Tensor:
+def _largest_of_each(values: Tensor, row: Tensor, k: int, n: int, shards: Shards) -> Tensor:
     """[nnz] places of the k largest of every row, ascending; among equal ones the first. `row` ascending.
 
     Each row's values are laid out in a line of a table, so that all k-th largest are found at once.
     """
     size = torch.bincount(row, minlength=n)
     width = int(size.max())
-    if width <= k:
+    if width <= k and shards.count == 1:
         return torch.arange(len(values), device=values.device)
+    width = max(width, k)
     place = torch.arange(len(row), device=row.device) - (torch.cumsum(size, 0) - size).index_select(0, row)
-    table = values.new_full((n * width,), -torch.inf).index_put_((row * width + place,), values).view(n, width)
+    at = row * width + place
+    table = values.new_full((n * width,), -torch.inf).index_put_((at,), values).view(n, width)
     smallest = arrays.kth_largest(table, k).index_select(0, row)
     keep, equal = values > smallest, arrays.nonzero(values == smallest)
     taken = torch.bincount(row[keep], minlength=n)
     count = torch.bincount(row[equal], minlength=n)
     before = torch.arange(len(equal), device=row.device) - (torch.cumsum(count, 0) - count)[row[equal]]
     keep[equal[before < (k - taken)[row[equal]]]] = True
-    return arrays.nonzero(keep)
+    kept = arrays.nonzero(keep)
+    return kept if shards.count == 1 else _largest_of_all(values, row, kept, k, n, shards)
+
+
+def _largest_of_all(values: Tensor, row: Tensor, kept: Tensor, k: int, n: int, shards: Shards) -> Tensor:
+    """Of [nnz] places of at most k values a row those that are among the k largest of all processes' values of the row."""
+    mine = row.index_select(0, kept)
+    size = torch.bincount(mine, minlength=n)
+    at = mine * k + torch.arange(len(mine), device=mine.device) - (torch.cumsum(size, 0) - size).index_select(0, mine)
+    table = values.new_zeros(n * k).index_put_((at,), values.index_select(0, kept)).view(n, k)
+    return kept[shards.largest_of_each(table).view(-1)[at]]
 
 
 def dots(rows: Tensor, by_latent: ByLatent, g: Tensor, w: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from baselines.learner import DivergedError, Fitted, Learner, Now
 from baselines.parts import Trainer, describe
 from baselines.recipe import FitConfig, Job
 from baselines.resume import RESUME
+from baselines.shards import ALONE, Shards
 from baselines.trackers import Tracker, close
 from bench import progress
 from bench.errors import ResourceError, UsageError, VerificationError
@@ -29,7 +30,9 @@ __all__ = ["RESUME", "DivergedError", "FitConfig", "Fitted", "Job", "fit", "fit_
 DRAW_EVERY_S = 60.0
 
 
-def fit(method: Trainer, data: Source, config: FitConfig, out: Path, site: Mapping[str, str], log: str = "") -> Fitted:
+def fit(
+    method: Trainer, data: Source, config: FitConfig, out: Path, site: Mapping[str, str], log: str = "", shards: Shards = ALONE
+) -> Fitted:
     """Train a method, keep stages, and write a native checkpoint with the facts of the run.
 
     Args:
@@ -39,19 +42,22 @@ def fit(method: Trainer, data: Source, config: FitConfig, out: Path, site: Mappi
         out: Folder for `sae.safetensors`, `sae.json`, `train.jsonl`, `curves.png`, stages, and the resumable state.
         site: `lm`, `revision`, `hook` of the activations.
         log: Tracker that gets the log lines too: `trackio`, `wandb`, `tensorboard`, or "" for none.
+        shards: This process among those that train together; every one calls this function.
 
     Raises:
         UsageError: The folder holds another unfinished run, or the data are too few for one batch.
         VerificationError: The activations are constant or not finite.
         DivergedError: A loss stopped being finite; the last good state is in the folder.
     """
-    (done,) = fit_all([Job(method, config, out)], data, site, log)
+    (done,) = fit_all([Job(method, config, out)], data, site, log, shards)
     if isinstance(done, DivergedError):
         raise done
     return done
 
 
-def fit_all(jobs: Sequence[Job], data: Source, site: Mapping[str, str], log: str = "") -> list[Fitted | DivergedError]:
+def fit_all(
+    jobs: Sequence[Job], data: Source, site: Mapping[str, str], log: str = "", shards: Shards = ALONE
+) -> list[Fitted | DivergedError]:
     """Train several SAEs side by side: each batch is read once, and every SAE ends as if it were trained alone.
 
     An SAE that diverges ends; the others go on.
@@ -62,6 +68,7 @@ def fit_all(jobs: Sequence[Job], data: Source, site: Mapping[str, str], log: str
         data: Activations.
         site: `lm`, `revision`, `hook` of the activations.
         log: As in `fit`.
+        shards: As in `fit`.
 
     Raises:
         UsageError: As in `fit`, or the jobs differ in steps or batch.
@@ -76,16 +83,27 @@ def fit_all(jobs: Sequence[Job], data: Source, site: Mapping[str, str], log: str
     if not 0 < variance < math.inf:
         raise VerificationError(f"the activations have variance {variance}", "look at the text and the language model's precision")
     scale = 1 / math.sqrt(variance)
+    _check_shards(jobs, shards)
     for job in jobs:
         _make(job.out)
-    with _tracked(jobs, site, log) as trackers:
-        learners = [Learner(job, data, site, scale, tracker) for job, tracker in zip(jobs, trackers, strict=True)]
+    with _tracked(jobs, site, log if shards.first else "") as trackers:
+        learners = [Learner(job, data, site, scale, tracker, shards) for job, tracker in zip(jobs, trackers, strict=True)]
         nows: list[Now | DivergedError] = [learner.start(mean * scale) for learner in learners]
         _loop(learners, nows)
         done = [_finished(learner, now) for learner, now in zip(learners, nows, strict=True)]
-    if len(jobs) > 1:
+    if len(jobs) > 1 and shards.first:
         _draw(jobs)
     return done
+
+
+def _check_shards(jobs: Sequence[Job], shards: Shards) -> None:
+    if jobs[0].config.batch % shards.data_count:
+        raise UsageError(f"a batch of {jobs[0].config.batch} cannot be divided into {shards.data_count} parts", "give another --batch")
+    whole = [str(describe(job.method)["method"]) for job in jobs if not getattr(job.method, "divisible", True)]
+    if whole and shards.count > 1:
+        raise UsageError(
+            f"{', '.join(whole)} cannot be divided by latents", "use one process, or --data-parallel with the number of processes"
+        )
 
 
 def _make(folder: Path) -> None:
@@ -100,7 +118,7 @@ def _loop(learners: Sequence[Learner], nows: list[Now | DivergedError]) -> None:
     learning = [i for i, learner in enumerate(learners) if learner.job.trains]
     if not learning:
         return
-    first, config = learners[0], learners[learning[0]].job.config
+    first, config, shards = learners[0], learners[learning[0]].job.config, learners[0].shards
     start = min(now.state.step for now in (nows[i] for i in learning) if isinstance(now, Now))
     drawn = saved = time.monotonic()
     label = f"training {first.job.out.name if len(learners) == 1 else first.job.out.parent.name}"
@@ -108,7 +126,7 @@ def _loop(learners: Sequence[Learner], nows: list[Now | DivergedError]) -> None:
         for step in range(start, config.steps):
             begin = time.perf_counter()
             with _kept(learners, nows):
-                x = first.data.batch(step, config.batch) * first.scale
+                x = shards.tokens(first.data.batch(step, config.batch)) * first.scale
             waited = time.perf_counter() - begin
             for i in learning:
                 if isinstance(now := nows[i], Now) and now.state.step == step:
@@ -116,10 +134,10 @@ def _loop(learners: Sequence[Learner], nows: list[Now | DivergedError]) -> None:
             running = [now for i in learning if isinstance(now := nows[i], Now)]
             if not running:
                 return
-            if time.monotonic() - saved >= config.save_every:
+            if shards.agreed(time.monotonic() - saved >= config.save_every):
                 _remember(learners, nows)
                 saved = time.monotonic()
-            if time.monotonic() - drawn >= DRAW_EVERY_S:
+            if shards.first and time.monotonic() - drawn >= DRAW_EVERY_S:
                 _draw([learner.job for learner in learners])
                 drawn = time.monotonic()
             with _kept(learners, nows):
@@ -149,11 +167,15 @@ def _remember(learners: Sequence[Learner], nows: Sequence[Now | DivergedError]) 
 
 @contextmanager
 def _kept(learners: Sequence[Learner], nows: Sequence[Now | DivergedError]) -> Generator[None]:
-    """An interrupt in here, between two steps, where weights and state agree, is remembered; elsewhere it is not."""
+    """An interrupt in here, between two steps, where weights and state agree, is remembered; elsewhere it is not.
+
+    Several processes are not interrupted at the same step, and go on from what was last written at regular times.
+    """
     try:
         yield
     except KeyboardInterrupt:
-        _remember(learners, nows)
+        if learners[0].shards.alone:
+            _remember(learners, nows)
         raise
 
 

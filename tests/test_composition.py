@@ -17,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import tasks.composition
 from baselines import meta_sae, parts
 from baselines.batchtopk import BatchTopK
-from baselines.parts import State, Weights, dead_latent_loss, tied_init
+from baselines.dead import dead_latent_loss
+from baselines.parts import State, Weights, tied_init
 from baselines.sparse import SparseBatch, batch_top, decode
 from bench.context import Context
 from bench.errors import UsageError, VerificationError

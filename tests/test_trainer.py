@@ -12,9 +12,10 @@ import torch
 
 from baselines.activations import TrainingSet
 from baselines.batchtopk import BatchTopK
+from baselines.dead import dead_latent_loss
 from baselines.frozen_decoder import FrozenDecoder
 from baselines.ortsae import OrtSAE
-from baselines.parts import Forward, State, Weights, dead_latent_loss, describe, mse, tied_init
+from baselines.parts import Forward, State, Weights, describe, mse, tied_init
 from baselines.random import Random
 from baselines.sparse import SparseBatch, batch_top, decode
 from baselines.trainer import RESUME, FitConfig, fit

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +15,7 @@ from bench.verbs.run import HookOption, LmOption, TextOption
 
 if TYPE_CHECKING:
     from baselines.activations import Source
+    from baselines.shards import Shards
     from baselines.sweep import Member, Settings
 
 Site = tuple[str | None, str | None, str | None, str]  # --lm, --hook, --text, --device
@@ -31,6 +35,11 @@ Examples:
   python -m bench train batchtopk --tokens 20000000 --stream --out streamed
 
   python -m bench train --sweep methods.toml --out sweep
+
+Several processes divide the latents among them, 2 here, or the batch with
+--data-parallel:
+
+  torchrun --nproc-per-node 2 -m bench train ortsae --out shared
 
 A sweep reads every batch once and gives it to all its SAEs; each ends as if it were trained alone with the same --seed
 and --data-seed. A flag overrides the file. methods.toml:
@@ -82,16 +91,17 @@ def train(
     log: Annotated[str, typer.Option(help="Tracker that gets the log too: trackio, wandb or tensorboard.")] = "",
     dtype: Annotated[str | None, typer.Option(help="Weights on disk: float16 (default) or float32.")] = None,
     device: Annotated[str | None, typer.Option(help="Where the language model runs: auto (default), cpu, cuda.")] = None,
+    data_parallel: Annotated[int, typer.Option(help="With torchrun: parts of the batch; processes share latents within each.")] = 1,
 ) -> None:
     given = {n: v for n, v in locals().items() if v is not None and v is not False}
     from bench import interrupts
 
-    flags = {n: v for n, v in given.items() if n not in ("out", "method", "sweep", "param", "log")}
+    flags = {n: v for n, v in given.items() if n not in ("out", "method", "sweep", "param", "log", "data_parallel")}
     settings, members = _asked(method, sweep, flags, param or [])
     folders = {out / m.name if sweep else out: m for m in members}
-    with interrupts.polite():
-        _fit(settings, folders, log, alone=sweep is None)
-    _report(list(folders))
+    with interrupts.polite(), _group(data_parallel) as shards:
+        _fit(settings, folders, log, shards, alone=sweep is None)
+        _report(list(folders))
 
 
 train.__doc__ = HELP
@@ -116,7 +126,22 @@ def _asked(method: str | None, sweep: Path | None, flags: dict[str, Any], params
     return settings, [settings.member(table, _method) for table in tables]
 
 
-def _fit(settings: Settings, folders: dict[Path, Member], log: str, alone: bool) -> None:
+@contextmanager
+def _group(data_parallel: int) -> Generator[Shards]:
+    """The processes that torchrun started; all but the first work in silence, apart from their errors."""
+    from baselines.shards import joined, leave
+
+    shards = joined(data_parallel)
+    with ExitStack() as quiet:
+        if not shards.first:
+            null = quiet.enter_context(Path(os.devnull).open("w"))
+            quiet.enter_context(redirect_stdout(null))
+            quiet.enter_context(redirect_stderr(null))
+        yield shards
+    leave(shards)
+
+
+def _fit(settings: Settings, folders: dict[Path, Member], log: str, shards: Shards, alone: bool) -> None:
     """Harvest and train what is not finished yet.
 
     Raises:
@@ -134,12 +159,15 @@ def _fit(settings: Settings, folders: dict[Path, Member], log: str, alone: bool)
     if not (left := {f: m for f, m in folders.items() if not (f / "sae.json").exists()}):
         raise UsageError(f"{', '.join(map(str, folders))} already holds a finished SAE", "choose another --out")
     site = settings.lm, settings.hook, settings.text, settings.device
-    data, place = _training_set(site, settings.tokens, settings.order_seed, settings.buffer if settings.stream else 0)
+    if settings.stream and not shards.alone:
+        raise UsageError("--stream is for one process: each would harvest all of the text", "leave out --stream, or torchrun")
+    buffer = settings.buffer if settings.stream else 0
+    data, place = shards.one_first(lambda: _training_set(site, settings.tokens, settings.order_seed, buffer))
     jobs = [settings.job(member, data.n, folder) for folder, member in left.items()]
     config = jobs[0].config
     progress.note("training set", kept_tokens=data.n, dropped=round(data.dropped, 4), steps=config.steps, batch=config.batch, lr=config.lr)
     compiled.announce()
-    for ended in fit_all(jobs, data, place, log):
+    for ended in fit_all(jobs, data, place, log, shards):
         if alone and isinstance(ended, DivergedError):
             raise ended
 
