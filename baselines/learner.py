@@ -94,10 +94,10 @@ class Learner:
         if not interrupted:
             w = parts.prepared(job.method, w, lambda: self.data.calibration() * self.scale, torch_rng(config.seed, "prepare"))
         latents = len(w.W_dec)
-        w = w.map(self.shards.mine, shared=Tensor.clone)
+        w = w.map(lambda t: self.shards.mine(t).to(config.device), shared=lambda t: t.clone().to(config.device))
         learned = [t.requires_grad_(True) for t in w.named().values() if t.is_floating_point()]
         opt = torch.optim.Adam(learned, lr=config.lr, fused=True)
-        silent = self.shards.mine(torch.zeros(latents, dtype=torch.long))
+        silent = self.shards.mine(torch.zeros(latents, dtype=torch.long)).to(config.device)
         state, seconds = State(0, config.steps, silent, config.dead_after, shards=self.shards), 0.0
         if interrupted:
             state, seconds = recall(job.out, self.identity, w, opt, state)
@@ -206,7 +206,7 @@ class Learner:
             stopped: Step and cause of an early stop.
         """
         (w, state), config, method = at, self.job.config, self.job.method
-        w = w.map(lambda t: self.shards.gathered(t.detach()), shared=Tensor.detach)
+        w = w.map(lambda t: self.shards.gathered(t.detach()).cpu(), shared=lambda t: t.detach().cpu())
         name = str(describe(method)["method"])
         dtype = getattr(torch, config.dtype)
         kept = replace(w, W_enc=w.W_enc.to(dtype).float(), W_dec=w.W_dec.to(dtype).float())

@@ -11,7 +11,7 @@ from torch import Tensor
 from baselines import parts
 from baselines.parts import Forward, State, Usual, Weights
 from baselines.sparse import SparseBatch
-from bench.sae.pursuit import PursuitSAE, gram_of, pursue, summed_picks
+from bench.sae.pursuit import GRAM, PursuitSAE, gram_of, pursue, summed_picks
 from bench.types import SAE
 
 
@@ -30,6 +30,12 @@ class MP(Usual):
     divisible: ClassVar[bool] = False  # every pick would wait for all processes
     d_sae: int = 4608
     k: int = 32
+
+    @property
+    def remark(self) -> str:
+        """What is slow about these sizes, or nothing."""
+        times = f"each token costs {self.k} products with all {self.d_sae:,} rows, {self.k} times what topk costs"
+        return f"above {GRAM:,} latents inner products of rows are not held: {times}" if self.d_sae > GRAM else ""
 
     def init(self, mean: Tensor, rng: torch.Generator) -> Weights:
         rows = parts.tied_init(self.d_sae, mean, rng).W_dec

@@ -17,7 +17,8 @@ from bench.kernels import arrays, products
 from bench.kernels.screening import Screen, lowest
 
 DENSE_ABOVE = 0.1  # share of active codes from which a dense product beats the gathering of rows (perf/trainers.py --dense)
-_TOKENS, _LATENTS = 512, 4096  # whose pre-activations are held at a time: they stay in the cache
+_CACHED = 512, 4096  # tokens and latents whose pre-activations are held at a time: they stay in a CPU's cache
+_MANY = 8192, 8192  # and on a GPU, which wants large products
 _FEW = 200  # tokens up to which a screening is not worth its preparation
 _CROWDED = 0.05  # share of entries above a bound from which screening costs more than it saves
 _LET_THROUGH = 3  # times k entries of a token, about, when the k largest are looked for
@@ -117,6 +118,10 @@ def scattered(rows: Tensor, cols: Tensor, values: Tensor, n: int, m: int) -> Ten
     return values.new_zeros(n, m).index_put_((rows, cols), values)
 
 
+def _held(t: Tensor) -> tuple[int, int]:
+    return _CACHED if t.device.type == "cpu" else _MANY
+
+
 def _screens(x: Tensor, w: Tensor) -> bool:
     return len(x) > _FEW and products.ways(w, x).bfloat16
 
@@ -124,8 +129,9 @@ def _screens(x: Tensor, w: Tensor) -> bool:
 def _collected(x: Tensor, b: Tensor, bound: float | Tensor, find: Find) -> Found | None:
     """Entries above a bound in the order of tokens; None where they are too many for the way of finding them."""
     flat, values = [], []
-    for i in range(0, max(1, len(x)), _TOKENS):
-        part = x[i : i + _TOKENS]
+    size = _held(x)[0]
+    for i in range(0, max(1, len(x)), size):
+        part = x[i : i + size]
         found = find(part)
         if found is None:
             return None
@@ -159,7 +165,7 @@ def _screened(w: Tensor, b: Tensor, limit: Tensor) -> Find:
     tiles = _tiles(w, torch.bfloat16, lambda columns, i, out: screen.multiply(columns, i, out))
 
     def find(part: Tensor) -> Entries | None:
-        at, count, none = [], 0, torch.zeros((), dtype=torch.int16)
+        at, count, none = [], 0, torch.zeros((), dtype=torch.int16, device=w.device)
         for i, scores in tiles(screen.columns(part)[0]):
             at.append(arrays.above(scores.view(torch.int16), none) + i * len(part))  # positive numbers are positive integers too
             count += len(at[-1])
@@ -226,11 +232,12 @@ def _near_top(tiles: Tiles, k: int, m: int, reached: Callable[[Tensor], Tensor])
 
 def _tiles(w: Tensor, dtype: torch.dtype, multiply: Callable[[Tensor, int, Tensor], Tensor]) -> Callable[[Tensor], Tiles]:
     """Scores of a few latents at a time for the tokens given; their memory is used again for the next."""
-    room = w.new_empty(min(_LATENTS, len(w)) * _TOKENS, dtype=dtype)
+    tokens, latents = _held(w)
+    room = w.new_empty(min(latents, len(w)) * tokens, dtype=dtype)
 
     def tiles(columns: Tensor) -> Tiles:
-        for i in range(0, len(w), _LATENTS):
-            r = min(_LATENTS, len(w) - i)
+        for i in range(0, len(w), latents):
+            r = min(latents, len(w) - i)
             yield i, multiply(columns, i, room[: r * len(columns)].view(r, len(columns)))
 
     return tiles

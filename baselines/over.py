@@ -40,6 +40,10 @@ class Over:
     def divisible(self) -> bool:
         return getattr(self.base, "divisible", True)
 
+    @property
+    def remark(self) -> str:
+        return getattr(self.base, "remark", "")
+
     def init(self, mean: Tensor, rng: torch.Generator) -> Weights:
         return self.base.init(mean, rng)
 

@@ -25,6 +25,7 @@ class FitConfig:
         save_every: Seconds between remembered states.
         checkpoint_at: Fractions of the run at which a stage is exported; the end always is.
         dtype: Type of the saved weight matrices.
+        device: Where weights, optimiser and batches are.
     """
 
     steps: int
@@ -39,6 +40,7 @@ class FitConfig:
     save_every: float = 60.0
     checkpoint_at: tuple[float, ...] = ()
     dtype: str = "float16"
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         batch = self.batch or usual_batch(self.steps)
@@ -59,7 +61,7 @@ class FitConfig:
     @property
     def identity(self) -> str:
         """Everything that can move a weight."""
-        return repr(replace(self, log_every=0, save_every=0.0, checkpoint_at=()))
+        return repr(replace(self, log_every=0, save_every=0.0, checkpoint_at=(), device=""))
 
     @property
     def stages(self) -> set[int]:

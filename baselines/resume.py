@@ -85,7 +85,7 @@ def recall(folder: Path, identity: str, w: Weights, opt: torch.optim.Optimizer, 
             t.copy_(own.pop(f"w/{n}"))
             if own:
                 opt.state[t] = {k.removeprefix(f"opt/{n}/"): v.clone().to(t.device) for k, v in own.items()}
-    kept = {k.removeprefix("state/"): part(v).clone() for k, v in tensors.items() if k.startswith("state/")}
+    kept = {k.removeprefix("state/"): part(v).clone().to(state.silent.device) for k, v in tensors.items() if k.startswith("state/")}
     return replace(state, **memory, **kept), seconds
 
 

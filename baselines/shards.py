@@ -270,6 +270,8 @@ def joined(data_count: int = 1) -> Shards:
         raise UsageError(f"{world} processes cannot be divided into {data_count} groups", "give --data-parallel a divisor of their number")
     if world == 1:
         return ALONE
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
     count, rank = world // data_count, dist.get_rank()

@@ -13,6 +13,7 @@ from baselines.recipe import FitConfig, Job, steps_for
 from baselines.stream import BUFFER
 from bench import registry
 from bench.errors import UsageError
+from bench.runner import pick_device
 
 _LEAST: Mapping[str, float] = {"d_sae": 2, "k": 1, "tokens": 1000, "steps": 0, "batch": 0, "lr": 0, "buffer": 1, "save_every": 0}
 _HELP = "see python -m bench train --help"
@@ -53,7 +54,7 @@ class Settings:
         data_seed: Root of the data order; the same as `seed` unless given.
         checkpoint_at: Fractions of the run at which stages are kept.
         dtype: Type of the saved weights.
-        device: Where the language model runs.
+        device: Where the language model runs and SAEs train.
         stream: Harvest while training, and keep no activations on disk.
         buffer: Tokens of the stream's shuffle buffer.
         save_every: Seconds between remembered states.
@@ -119,7 +120,8 @@ class Settings:
         """
         steps = self.steps or steps_for(n if self.stream else 2 * n, self.batch)
         shared = {name: getattr(self, name) for name in ("batch", "lr", "seed", "save_every", "checkpoint_at", "dtype")}
-        return Job(member.method, registry.build(FitConfig, {"steps": steps, **shared, **member.own}), out)
+        values = {"steps": steps, "device": pick_device(self.device), **shared, **member.own}
+        return Job(member.method, registry.build(FitConfig, values), out)
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

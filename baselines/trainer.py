@@ -127,6 +127,7 @@ def _loop(learners: Sequence[Learner], nows: list[Now | DivergedError]) -> None:
             begin = time.perf_counter()
             with _kept(learners, nows):
                 x = shards.tokens(first.data.batch(step, config.batch)) * first.scale
+                x = x.to(config.device)
             waited = time.perf_counter() - begin
             for i in learning:
                 if isinstance(now := nows[i], Now) and now.state.step == step:

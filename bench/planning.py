@@ -52,7 +52,7 @@ def _job(job: Job, records: Records, seen: set[str]) -> dict[str, Any]:
     above, below = lm.n_layers - job.context.hook.layer - 1, job.context.hook.layer + 1
     head = 2 * lm.d_model * lm.model.config.get_text_config().vocab_size
     gflop = (
-        (total - cached) * layer * below + work.tail * (layer * above + 2 * head) + total * 2 * job.subject.d_in * job.subject.d_sae
+        (total - cached) * layer * below + work.tail * (layer * above + 2 * head) + total * job.sae.encode_flop
     ) / 1e9 + work.gflop_per_latent * job.subject.d_sae
     weights = sum(p.numel() for p in lm.model.parameters()) * 4 + 2 * 4 * job.subject.d_in * job.subject.d_sae
     memory = (weights + 2 * 4 * total * lm.d_model) / 2**20 + 1024

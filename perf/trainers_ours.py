@@ -13,12 +13,16 @@ from trainers_peers import Size, Step
 from baselines import compiled
 from baselines.batchtopk import BatchTopK
 from baselines.c2r import C2R
+from baselines.frozen_decoder import FrozenDecoder
+from baselines.frozen_encoder import FrozenEncoder
 from baselines.gated import Gated
 from baselines.jumprelu import JumpReLU
 from baselines.matryoshka import Matryoshka
+from baselines.mp import MP
 from baselines.ortsae import OrtSAE
 from baselines.parts import State, Trainer, Weights, descend
 from baselines.relu import ReLU
+from baselines.soft_frozen_decoder import SoftFrozenDecoder
 from baselines.topk import TopK
 from bench.rng import torch_rng
 
@@ -84,6 +88,11 @@ def methods(s: Size) -> dict[str, tuple[Trainer, float]]:
     for name, method in {"relu": ReLU, "jumprelu": JumpReLU, "gated": Gated}.items():
         found[f"{name} at L0 = k"] = (method(d_sae=s.m, k=s.k), bias)
     found["relu at the start"] = (ReLU(d_sae=s.m, k=s.k), 0.0)
+    found["matryoshka, random prefixes"] = (Matryoshka(d_sae=s.m, k=s.k, prefixes="random"), 0.0)
+    found["ortsae over matryoshka"] = (OrtSAE(base=Matryoshka(d_sae=s.m, k=s.k)), 0.0)
+    for control in (FrozenDecoder, SoftFrozenDecoder, FrozenEncoder):
+        found[control.name] = (control(base=base), 0.0)
+    found["mp"] = (MP(d_sae=s.m, k=s.k), 0.0)
     return found
 
 

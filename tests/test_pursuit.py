@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from baselines.mp import MP
+from baselines.ortsae import OrtSAE
 from bench.adapters import Given, open_checkpoint
 from bench.errors import CheckpointError
 from bench.sae import pursuit
@@ -19,8 +21,9 @@ from bench.sae.canonical import Canonical
 from bench.sae.card import card
 from bench.sae.checkpoint import FACTS, rounded, save
 from bench.sae.codes import Codes
-from bench.sae.pursuit import PursuitSAE
+from bench.sae.pursuit import GRAM, PursuitSAE
 from bench.testing import check_sae
+from tests.worlds import tied_sae
 
 M, D, K = 7, 4, 6
 G = torch.Generator().manual_seed(2)
@@ -81,6 +84,14 @@ def test_the_residual_falls_with_every_pick_and_scale_does_not_matter() -> None:
     assert all(b < a for a, b in pairwise(error))
     larger = replace(sae(), b_dec=3 * sae().b_dec)
     assert torch.allclose(larger.encode(3 * X), 3 * sae().encode(X), atol=1e-4)
+
+
+def test_costs_by_hand_and_what_is_slow_is_said() -> None:
+    assert Canonical(sae()).encode_flop == 2 * M * D + (K - 1) * 2 * M  # one product, then k − 1 picks from the matrix of products
+    wide = PursuitSAE(torch.zeros(GRAM + 1, D), torch.zeros(D), K)
+    assert wide.encode_flop == K * 2 * (GRAM + 1) * D
+    assert Canonical(tied_sae(ROWS)).encode_flop == 2 * M * D
+    assert "6 times what topk costs" in OrtSAE(base=MP(GRAM + 1, 6)).remark and not MP(GRAM, 6).remark
 
 
 def test_signed_codes_come_through_every_form() -> None:

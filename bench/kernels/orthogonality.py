@@ -42,7 +42,8 @@ def orthogonality(
     """
     gradient = torch.empty_like(w)
     total = w.new_zeros(())
-    for c in chunks:
+    for chunk in chunks:
+        c = chunk.to(w.device)
         v = w.index_select(0, c)
         norms = v.norm(dim=1, keepdim=True).clamp_(min=_DELTA)
         best, at = nearest(v.div_(norms), block)
@@ -73,7 +74,7 @@ def nearest(v: Float[Tensor, "n d"], block: int = _BLOCK) -> tuple[Float[Tensor,
     Returns:
         ([n], [n] int64); among equal maxima any of the rows.
     """
-    if products.ways(v, v).bfloat16 and (found := _screened(v, block)) is not None:
+    if v.device.type == "cpu" and products.ways(v, v).bfloat16 and (found := _screened(v, block)) is not None:
         return found
     n = len(v)
     width, block = (math.gcd(block, _SEGMENT), block) if v.device.type == "cpu" else (1, 16 * block)

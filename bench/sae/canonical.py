@@ -67,6 +67,11 @@ class Canonical:
         kept = [_numpy(v) for _, v in sorted(state.items()) if isinstance(v, torch.Tensor)]
         return hashlib.sha256(array_sha256(_numpy(self.inner.W_dec), *answers, *kept).encode()).hexdigest()
 
+    @property
+    def encode_flop(self) -> float:
+        """Multiplications and additions for the codes of one token: one product with the encoder, unless the SAE says otherwise."""
+        return float(getattr(self.inner, "encode_flop", 2 * self.d_in * self.d_sae))
+
     def encode_sparse(self, x: np.ndarray) -> Codes:
         """Canonical codes of [n, d_in] activations."""
         if isinstance(self.inner, DenseSAE | PursuitSAE):

@@ -62,6 +62,12 @@ class PursuitSAE:
         return self.b_dec
 
     @property
+    def encode_flop(self) -> float:
+        """Multiplications and additions for the codes of one token: without the Gram matrix k products with all rows."""
+        per_pick = 2.0 * self.d_sae if self.d_sae <= GRAM else 2.0 * self.d_sae * self.d_in
+        return 2.0 * self.d_sae * self.d_in + (self.k - 1) * per_pick
+
+    @property
     def sha256(self) -> str:
         """Identity of the function: the float32 weights and k."""
         tensors = (self.W_dec, self.b_dec, torch.tensor([self.k]))

@@ -90,7 +90,7 @@ def train(
     save_every: Annotated[float | None, typer.Option(help="Seconds between the states an interrupted run goes on from [60].")] = None,
     log: Annotated[str, typer.Option(help="Tracker that gets the log too: trackio, wandb or tensorboard.")] = "",
     dtype: Annotated[str | None, typer.Option(help="Weights on disk: float16 (default) or float32.")] = None,
-    device: Annotated[str | None, typer.Option(help="Where the language model runs: auto (default), cpu, cuda.")] = None,
+    device: Annotated[str | None, typer.Option(help="Where the language model runs and SAEs train: auto (default), cpu, cuda.")] = None,
     data_parallel: Annotated[int, typer.Option(help="With torchrun: parts of the batch; processes share latents within each.")] = 1,
 ) -> None:
     given = {n: v for n, v in locals().items() if v is not None and v is not False}
@@ -167,6 +167,9 @@ def _fit(settings: Settings, folders: dict[Path, Member], log: str, shards: Shar
     config = jobs[0].config
     progress.note("training set", kept_tokens=data.n, dropped=round(data.dropped, 4), steps=config.steps, batch=config.batch, lr=config.lr)
     compiled.announce()
+    for job in jobs:
+        if remark := getattr(job.method, "remark", ""):
+            progress.note("slow", sae=job.out.name, reason=remark)
     for ended in fit_all(jobs, data, place, log, shards):
         if alone and isinstance(ended, DivergedError):
             raise ended
