@@ -6,30 +6,15 @@ dense product is the cheaper way, and the same functions take it: results agree 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
-import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from baselines import compiled
-from bench.kernels import arrays, products
-from bench.kernels.screening import Screen, lowest
+from bench.kernels import arrays, encoding
 
 DENSE_ABOVE = 0.1  # share of active codes from which a dense product beats the gathering of rows (perf/trainers.py --dense)
-_CACHED = 512, 4096  # tokens and latents whose pre-activations are held at a time: they stay in a CPU's cache
-_MANY = 8192, 8192  # and on a GPU, which wants large products
-_FEW = 200  # tokens up to which a screening is not worth its preparation
-_CROWDED = 0.05  # share of entries above a bound from which screening costs more than it saves
-_LET_THROUGH = 3  # times k entries of a token, about, when the k largest are looked for
-_GROUPS = 8  # times k groups of latents have a peak each, or more
-_WIDEST = 32  # latents in a group
-_BITS = {torch.bfloat16: torch.int16, torch.float32: torch.int32, torch.float64: torch.int64}
 
-Found = tuple[Tensor, Tensor]  # flat indices (token · m + latent), ascending, and values
-Entries = tuple[Tensor, Tensor, Tensor]  # latent, token and pre-activation, in this order
-Tiles = Iterator[tuple[int, Tensor]]  # first latent, and scores [r, n] of r latents
-Find = Callable[[Tensor], Entries | None]  # of a block of tokens; None where they are too many for this way
+Found = encoding.Found
 
 
 def encode_above(x: Tensor, w: Tensor, b: Tensor, bound: float | Tensor) -> Found:
@@ -45,18 +30,10 @@ def encode_above(x: Tensor, w: Tensor, b: Tensor, bound: float | Tensor) -> Foun
         Flat indices (token · m + latent), ascending, and the values there.
     """
     x, w, b = x.detach(), w.detach(), b.detach()
-    kernel, screens = compiled.kernel(x, w, b), _screens(x, w)
+    kernel, screens = compiled.kernel(x, w, b), encoding.screens(x, w)
     if kernel is not None and (kernel.screens or not screens):
         return kernel.encode_above(x, w, b, bound, screens)
-    limit = bound - b
-    limit -= limit.abs() * torch.finfo(b.dtype).eps  # the difference was rounded; values are compared with the bound itself
-    if screens and (found := _collected(x, b, bound, _screened(w, b, limit))) is not None:
-        return found
-    if kernel is not None:
-        return kernel.encode_above(x, w, b, bound)
-    found = _collected(x, b, bound, _multiplied(w, b, limit))
-    assert found is not None
-    return found
+    return encoding.above(x, w, b, bound)
 
 
 def encode_top(x: Tensor, w: Tensor, b: Tensor, k: int) -> Found:
@@ -66,12 +43,10 @@ def encode_top(x: Tensor, w: Tensor, b: Tensor, k: int) -> Found:
     pre-activation, and seldom much smaller. Arguments and results as in `encode_above`.
     """
     x, w, b = x.detach(), w.detach(), b.detach()
-    kernel, screens = compiled.kernel(x, w, b), _screens(x, w) and _LET_THROUGH * k < _CROWDED * len(w)
+    kernel, screens = compiled.kernel(x, w, b), encoding.screens_top(x, w, k)
     if kernel is not None and (kernel.screens or not screens):
         return kernel.encode_top(x, w, b, k, screens)
-    found = _collected(x, b, 0.0, _screened_top(w, b, k) if screens else _multiplied_top(w, b, k))
-    assert found is not None
-    return found
+    return encoding.top(x, w, b, k)
 
 
 def sums_of_rows(bags: Tensor, indices: Tensor, weights: Tensor, table: Tensor, n: int) -> Tensor:
@@ -118,138 +93,7 @@ def scattered(rows: Tensor, cols: Tensor, values: Tensor, n: int, m: int) -> Ten
     return values.new_zeros(n, m).index_put_((rows, cols), values)
 
 
-def _held(t: Tensor) -> tuple[int, int]:
-    return _CACHED if t.device.type == "cpu" else _MANY
-
-
-def _screens(x: Tensor, w: Tensor) -> bool:
-    return len(x) > _FEW and products.ways(w, x).bfloat16
-
-
-def _collected(x: Tensor, b: Tensor, bound: float | Tensor, find: Find) -> Found | None:
-    """Entries above a bound in the order of tokens; None where they are too many for the way of finding them."""
-    flat, values = [], []
-    size = _held(x)[0]
-    for i in range(0, max(1, len(x)), size):
-        part = x[i : i + size]
-        found = find(part)
-        if found is None:
-            return None
-        latent, token, value = found
-        above = arrays.nonzero(value > (bound.index_select(0, latent) if isinstance(bound, Tensor) else bound))
-        above = above.index_select(0, arrays.order(token.index_select(0, above), len(part)))
-        flat.append(((token + i) * len(b) + latent).index_select(0, above))
-        values.append(value.index_select(0, above))
-    return torch.cat(flat), torch.cat(values)
-
-
-def _multiplied(w: Tensor, b: Tensor, limit: Tensor) -> Find:
-    """Looks for products above [m] limits."""
-    tiles = _tiles(w, w.dtype, lambda part, i, out: products.product(w[i : i + len(out)], part, out))
-
-    def find(part: Tensor) -> Entries:
-        at, dots = [], []
-        for i, dot in tiles(part):
-            above = arrays.above(dot, limit[i : i + len(dot), None])
-            at.append(above + i * len(part))
-            dots.append(dot.view(-1).index_select(0, above))
-        latent, token = arrays.split(torch.cat(at), len(part))
-        return latent, token, torch.cat(dots) + b.index_select(0, latent)
-
-    return find
-
-
-def _screened(w: Tensor, b: Tensor, limit: Tensor) -> Find:
-    """Multiplies in bfloat16, and works out in float32 what can lie above [m] limits."""
-    screen = Screen.against(w, limit)
-    tiles = _tiles(w, torch.bfloat16, lambda columns, i, out: screen.multiply(columns, i, out))
-
-    def find(part: Tensor) -> Entries | None:
-        at, count, none = [], 0, torch.zeros((), dtype=torch.int16, device=w.device)
-        for i, scores in tiles(screen.columns(part)[0]):
-            at.append(arrays.above(scores.view(torch.int16), none) + i * len(part))  # positive numbers are positive integers too
-            count += len(at[-1])
-            if count > _CROWDED * (i + len(scores)) * len(part):
-                return None
-        return _worked_out(torch.cat(at), part, w, b)
-
-    return find
-
-
-def _multiplied_top(w: Tensor, b: Tensor, k: int) -> Find:
-    """Looks for what may be among the k largest positive of a token."""
-
-    def tile(part: Tensor, i: int, out: Tensor) -> Tensor:
-        return products.product(w[i : i + len(out)], part, out).add_(b[i : i + len(out), None])
-
-    tiles = _tiles(w, w.dtype, tile)
-
-    def find(part: Tensor) -> Entries:
-        at, values = _near_top(tiles(part), k, len(w), lambda best: best)
-        return *arrays.split(at, len(part)), values
-
-    return find
-
-
-def _screened_top(w: Tensor, b: Tensor, k: int) -> Find:
-    """Multiplies in bfloat16, and works out in float32 what may be among the k largest positive of a token."""
-    screen = Screen.scored(w, b)
-    tiles = _tiles(w, torch.bfloat16, lambda columns, i, out: screen.multiply(columns, i, out))
-
-    def find(part: Tensor) -> Entries:
-        columns, lift = screen.columns(part)
-        at, _ = _near_top(tiles(columns), k, len(w), lambda best: lowest(best, lift))
-        return _worked_out(at, part, w, b)
-
-    return find
-
-
-def _near_top(tiles: Tiles, k: int, m: int, reached: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """Flat places (latent · n + token) and scores of what may be among the k largest of a token.
-
-    Positive floating-point numbers are compared as the integers that their bits spell, which is faster.
-
-    Args:
-        tiles: First latent and scores [r, n] of some latents.
-        k: How many.
-        m: Latents in all.
-        reached: From the k-th largest score so far [n], or 0, to the score that is needed.
-    """
-    group = max(1, min(_WIDEST, m // (_GROUPS * k)))
-    places, scores, best, needed = [], [], None, torch.zeros(0)
-    for i, s in tiles:
-        n, bits = s.shape[1], s.view(_BITS[s.dtype])
-        peaks = bits[: len(s) // group * group].view(-1, group, n).amax(1).T
-        best = arrays.largest(peaks if best is None else torch.cat([best, peaks], 1), k)
-        needed = reached(best.amin(1).clamp(min=0).view(s.dtype)).view(bits.dtype) - 1
-        at = arrays.above(bits, needed)
-        places.append(at + i * n)
-        scores.append(s.view(-1).index_select(0, at))
-    at, found = torch.cat(places), torch.cat(scores)
-    keep = arrays.nonzero(found.view(needed.dtype) > needed.index_select(0, at % len(needed)))
-    return at.index_select(0, keep), found.index_select(0, keep)
-
-
-def _tiles(w: Tensor, dtype: torch.dtype, multiply: Callable[[Tensor, int, Tensor], Tensor]) -> Callable[[Tensor], Tiles]:
-    """Scores of a few latents at a time for the tokens given; their memory is used again for the next."""
-    tokens, latents = _held(w)
-    room = w.new_empty(min(latents, len(w)) * tokens, dtype=dtype)
-
-    def tiles(columns: Tensor) -> Tiles:
-        for i in range(0, len(w), latents):
-            r = min(latents, len(w) - i)
-            yield i, multiply(columns, i, room[: r * len(columns)].view(r, len(columns)))
-
-    return tiles
-
-
-def _worked_out(at: Tensor, part: Tensor, w: Tensor, b: Tensor) -> Entries:
-    latent, token = arrays.split(at, len(part))
-    return latent, token, _dots(latent, token, w, part) + b.index_select(0, latent)
-
-
 def _dots(rows: Tensor, cols: Tensor, g: Tensor, w: Tensor) -> Tensor:
     if (kernel := compiled.kernel(g, w)) is not None:
         return kernel.dots_of_rows(rows, cols, g, w)
-    # 0 stands for bags that are summed
-    return torch.ops.aten._embedding_bag_per_sample_weights_backward(g, w, cols, arrays.starts(rows, len(g)), rows, 0)
+    return encoding.dots_of_rows(rows, cols, g, w)

@@ -14,7 +14,7 @@ from torch import Tensor
 from baselines import compiled, ops
 from baselines.nested import nested_error
 from baselines.sparse import ByLatent, SparseBatch, above, batch_top, decode, token_top
-from bench.kernels import arrays, products
+from bench.kernels import arrays, encoding, products
 from bench.kernels.orthogonality import nearest
 from bench.kernels.products import Ways
 from bench.kernels.screening import Pairs, Screen, lowest
@@ -34,9 +34,8 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     """Every way of multiplying, also for small matrices, in small blocks."""
     monkeypatch.setattr(products, "_SMALL", 0)
     monkeypatch.setattr(products, "_timed", lambda threads: WAYS[request.param])
-    monkeypatch.setattr(ops, "_FEW", 0)
-    monkeypatch.setattr(ops, "_TOKENS", 16)
-    monkeypatch.setattr(ops, "_LATENTS", 24)
+    monkeypatch.setattr(encoding, "_FEW", 0)
+    monkeypatch.setattr(encoding, "_CACHED", (16, 24))
     yield request.param
 
 

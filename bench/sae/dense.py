@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.kernels import encoding
 from bench.sae.activations import Activation, JumpReLU, TopK
 from bench.sae.codes import Codes
 from bench.store import array_sha256
@@ -76,10 +77,27 @@ class DenseSAE:
         """Codes of [n, d_in] activations, computed in blocks of tokens so that memory stays bounded."""
         if not len(x):
             return Codes.from_dense(np.zeros((0, self.d_sae), dtype=np.float32))
+        inputs = torch.from_numpy(np.require(x, np.float32, ["C", "W"]))
+        if self.W_enc.dtype == torch.float32 and encoding.screens(inputs, self.W_enc):
+            return self._screened(inputs.to(self.W_enc.device))
         if self.W_enc.device.type == "cpu" and not isinstance(self.act, TopK):
             return self._above(np.asarray(x, dtype=np.float32))
         block = max(16, _BLOCK_NUMBERS // self.d_sae)
         return Codes.concat([self._block(torch.from_numpy(np.array(x[i : i + block], np.float32))) for i in range(0, len(x), block)])
+
+    def _screened(self, x: Tensor) -> Codes:
+        """Codes by a product in bfloat16 that finds them, and float32 that works them out."""
+        w = self.W_enc.T.contiguous()
+        if isinstance(self.act, TopK):
+            k = min(self.act.k, self.d_sae)
+            flat, values = (t.cpu().numpy() for t in encoding.top(x, w, self.b_enc, k, self.b_pre))
+            keep = _largest_of_each(flat // self.d_sae, values, k)
+            flat, values = flat[keep], values[keep]
+        else:
+            bound = self.act.threshold.clamp(min=0).expand(self.d_sae) if isinstance(self.act, JumpReLU) else 0.0
+            flat, values = (t.cpu().numpy() for t in encoding.above(x, w, self.b_enc, bound, self.b_pre))
+        rows = flat // self.d_sae
+        return Codes.from_parts(rows, flat - rows * self.d_sae, values, len(x), self.d_sae)
 
     def _above(self, x: np.ndarray) -> Codes:
         """Codes above a threshold on a CPU: NumPy's matrix product, and few enough tokens at a time to stay in its cache."""
@@ -112,3 +130,10 @@ class DenseSAE:
     def decode_sparse(self, codes: Codes) -> np.ndarray:
         """[n, d_in] float32 reconstructions of sparse codes."""
         return codes.matrix @ self.W_dec.float().cpu().numpy() + self.b_dec.float().cpu().numpy()
+
+
+def _largest_of_each(row: np.ndarray, values: np.ndarray, k: int) -> np.ndarray:
+    """Places of the k largest of each row, ascending; `row` ascending. Among equal ones the first are taken."""
+    order = np.lexsort((-values, row))
+    first = np.searchsorted(row, row[order])
+    return np.sort(order[np.arange(len(row)) - first < k])
