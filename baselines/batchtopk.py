@@ -25,6 +25,7 @@ class BatchTopK(Usual):
     """
 
     name: ClassVar[str] = "batchtopk"
+    divisible: ClassVar[bool] = True
     d_sae: int = 4608
     k: int = 32
     aux_weight: float = AUX_WEIGHT

@@ -34,6 +34,7 @@ class C2R(Over):
     """
 
     name: ClassVar[str] = "c2r"
+    sharing: ClassVar[bool] = True
     weight: float = 5.0
     alpha: float = 1.0
     chunk_size: int = 8192

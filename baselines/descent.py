@@ -23,8 +23,7 @@ def move(method: Trainer, w: Weights, opt: torch.optim.Optimizer, clip: float, s
         clip: Largest gradient norm, of all processes' weights together.
         shards: Processes that share the weights.
     """
-    grads = {name: t.grad for name, t in w.named().items() if t.grad is not None}
-    shards.average_(*grads.values())
+    shards.average_(*(t.grad for t in w.named().values() if t.grad is not None))
     kernel = compiled.kernel(*opt.param_groups[0]["params"]) if compiled.steps(opt) else None
     if kernel is not None and _usual_rows(method) and shards.count == 1:
         kernel.adam(opt, w.W_dec, clip)
@@ -33,7 +32,7 @@ def move(method: Trainer, w: Weights, opt: torch.optim.Optimizer, clip: float, s
     if shards.count == 1 and kernel is not None:
         kernel.adam(opt, None, clip)
     else:
-        norm = _norm(grads, shards)
+        norm = _norm({name: t.grad for name, t in w.named().items() if t.grad is not None}, shards)
         if norm > clip:  # most steps need no pass over the gradients
             torch.nn.utils.clip_grads_with_norm_(list(w.named().values()), clip, norm)
         kernel.adam(opt, None, math.inf) if kernel is not None else opt.step()

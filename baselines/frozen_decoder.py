@@ -24,6 +24,7 @@ class FrozenDecoder(Over):
     """
 
     name: ClassVar[str] = "frozen_decoder"
+    sharing: ClassVar[bool] = True
     start: Literal["isotropic", "covariance"] = "isotropic"
 
     def prepare(self, w: Weights, sample: Callable[[], Tensor], rng: torch.Generator) -> Weights:
@@ -37,9 +38,12 @@ class FrozenDecoder(Over):
         w.W_dec.grad = None
         self.base.project_grad(w)
 
+    @torch.no_grad()
     def constrain(self, w: Weights) -> None:
         """The decoder does not move; what else the base constrains stays constrained."""
-        self.base.constrain(replace(w, W_dec=w.W_dec[:0]))
+        kept = w.W_dec.clone()
+        self.base.constrain(w)
+        w.W_dec.copy_(kept)
 
 
 def covariance_rows(x: Tensor, m: int, rng: torch.Generator) -> Tensor:

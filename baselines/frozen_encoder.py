@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from baselines.mp import MP
 from baselines.over import Over
 from baselines.parts import Weights
+from bench.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,11 @@ class FrozenEncoder(Over):
     """
 
     name: ClassVar[str] = "frozen_encoder"
+    sharing: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.base, MP):
+            raise UsageError("frozen_encoder over mp: matching pursuit has no encoder to freeze", "choose another base")
 
     def project_grad(self, w: Weights) -> None:
         w.W_enc.grad = w.b_enc.grad = None

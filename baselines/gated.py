@@ -29,6 +29,7 @@ class Gated(Usual):
     """
 
     name: ClassVar[str] = "gated"
+    divisible: ClassVar[bool] = True
     d_sae: int = 4608
     k: int = 32
 

@@ -24,6 +24,7 @@ class Identity(Usual):
     """
 
     name: ClassVar[str] = "identity"
+    divisible: ClassVar[bool] = True
     trains: ClassVar[bool] = False
     d_sae: ClassVar[int] = 0  # pyright: ignore[reportIncompatibleVariableOverride]  # no choice: 2 · d_in, known with the data
     k: int = 32

@@ -28,6 +28,7 @@ class JumpReLU(Usual):
     """
 
     name: ClassVar[str] = "jumprelu"
+    divisible: ClassVar[bool] = True
     d_sae: int = 4608
     k: int = 32
     weight: float = 1.0
@@ -46,7 +47,7 @@ class JumpReLU(Usual):
         l0 = state.shards.averaged(state.shards.summed(active.sum()) / len(x))
         codes = near.valued(values).only(active.detach() > 0)
         sparsity = self.weight * state.warm * (l0 / self.k - 1).square()
-        return {"mse": parts.mse(x, xhat), "l0": sparsity}, Forward(codes, xhat)
+        return {"mse": parts.mse(x, xhat), "sparsity": sparsity}, Forward(codes, xhat)
 
     @torch.no_grad()
     def constrain(self, w: Weights) -> None:

@@ -90,6 +90,8 @@ class Learner:
         """Fresh weights, or those of an interrupted run of exactly this configuration."""
         job, config = self.job, self.job.config
         interrupted = (job.out / RESUME).exists()
+        if not self.all(interrupted) and not self.all(not interrupted):
+            raise UsageError(f"not every process sees {job.out / RESUME}", "let all of them write to one file system")
         w = job.method.init(mean, torch_rng(config.seed, "init"))
         if not interrupted:
             w = parts.prepared(job.method, w, lambda: self.data.calibration() * self.scale, torch_rng(config.seed, "prepare"))
@@ -102,7 +104,7 @@ class Learner:
         if interrupted:
             state, seconds = recall(job.out, self.identity, w, opt, state)
             progress.note("going on with an interrupted run", sae=job.out.name, step=state.step)
-        log = self.shards.one_first(lambda: cut_back(job.out / curves.LOG, state.step))
+        log = self.shards.one_first(lambda: cut_back(job.out / curves.LOG, state.step, self.shards.first))
         return Now(w, opt, state, (_copy(w), state), seconds, log)
 
     def step(self, now: Now, x: Tensor, waited: float) -> Now:
@@ -126,6 +128,8 @@ class Learner:
         if (state.step - 1) % config.log_every == 0 or state.step == config.steps:
             now = self._logged(now, terms, x, forward)
         if state.step in config.stages:
+            if not self.all(_finite(now.w, config.dtype)):
+                raise self.diverged(now, f"a weight is not finite in {config.dtype}", poisoned=False)
             self.export(now, (now.w, state), self.job.out / f"stage-{state.step}")
         return now
 
@@ -230,7 +234,7 @@ class Learner:
             "seconds": round(now.seconds, 3),
             "tokens_per_s": round(seen / max(1e-9, now.seconds), 1),
             "processes": self.shards.count * self.shards.data_count,
-            "compiled_kernel": compiled.kernel(w.W_enc, w.W_dec) is not None,
+            "compiled_kernel": compiled.kernel(now.w.W_enc, now.w.W_dec) is not None,
             "last_log": dict(now.log),
             **({"stopped_early": dict(stopped)} if stopped else {}),
         }

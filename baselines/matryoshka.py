@@ -34,6 +34,7 @@ class Matryoshka(Usual):
     """
 
     name: ClassVar[str] = "matryoshka"
+    divisible: ClassVar[bool] = True
     d_sae: int = 4608
     k: int = 32
     aux_weight: float = AUX_WEIGHT

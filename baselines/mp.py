@@ -10,6 +10,7 @@ from torch import Tensor
 
 from baselines import parts
 from baselines.parts import Forward, State, Usual, Weights
+from baselines.shards import Shards
 from baselines.sparse import SparseBatch
 from bench.sae.pursuit import GRAM, PursuitSAE, gram_of, pursue, summed_picks
 from bench.types import SAE
@@ -27,7 +28,6 @@ class MP(Usual):
     """
 
     name: ClassVar[str] = "mp"
-    divisible: ClassVar[bool] = False  # every pick would wait for all processes
     d_sae: int = 4608
     k: int = 32
 
@@ -43,18 +43,18 @@ class MP(Usual):
 
     def loss(self, w: Weights, x: Tensor, state: State, rng: torch.Generator) -> tuple[dict[str, Tensor], Forward]:
         left, cols, picks = _Pursuit.apply(x, w.W_dec, w.b_dec, self.k)
-        return {"mse": left.square().sum() / len(x)}, Forward(_codes(cols, picks, len(w.W_dec)), x - left)
+        return {"mse": left.square().sum() / len(x)}, Forward(_codes(cols, picks, len(w.W_dec), state.shards), x - left)
 
     def export(self, w: Weights, scale: float, calibration: Tensor) -> SAE:
         return PursuitSAE(w.W_dec.detach().clone(), w.b_dec.detach() / scale, self.k)
 
 
-def _codes(cols: Tensor, picks: Tensor, m: int) -> SparseBatch:
+def _codes(cols: Tensor, picks: Tensor, m: int, shards: Shards) -> SparseBatch:
     """Codes that are not 0, with the gradient of the picks."""
     flat, values = summed_picks(cols, picks, m)
     some = values.detach() != 0
     rows = flat[some] // m
-    return SparseBatch(rows, flat[some] - rows * m, values[some], len(cols))
+    return SparseBatch(rows, flat[some] - rows * m, values[some], len(cols), shards=shards)
 
 
 class _Pursuit(torch.autograd.Function):

@@ -25,6 +25,7 @@ class OrtSAE(Over):
     """
 
     name: ClassVar[str] = "ortsae"
+    sharing: ClassVar[bool] = True
     gamma: float = 0.25
     chunk_size: int = 8192
     every: int = 5

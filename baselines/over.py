@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,8 +21,10 @@ class Over:
 
     Args:
         base: Method whose codes, losses, constraints and export are kept where the wrapper says nothing.
+        sharing: Whether what the wrapper does is right where each of several processes holds a part of the latents.
     """
 
+    sharing: ClassVar[bool] = False
     base: Trainer = field(default_factory=BatchTopK)
 
     @property
@@ -38,7 +41,7 @@ class Over:
 
     @property
     def divisible(self) -> bool:
-        return getattr(self.base, "divisible", True)
+        return self.sharing and getattr(self.base, "divisible", False)
 
     @property
     def remark(self) -> str:

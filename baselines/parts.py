@@ -213,7 +213,7 @@ def descend(
     terms, forward = method.loss(w, x, state, rng)
     terms = {name: state.shards.averaged(term) for name, term in terms.items()}
     loss = torch.stack(list(terms.values())).sum()
-    if not torch.isfinite(loss):
+    if state.shards.total(float(not torch.isfinite(loss))):
         raise VerificationError(f"the loss is not finite at step {state.step}", "lower the learning rate")
     loss.backward()
     opt.param_groups[0]["lr"] = lr

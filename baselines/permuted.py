@@ -31,12 +31,13 @@ class Permuted(Over):
     """
 
     name: ClassVar[str] = "permuted"
+    sharing: ClassVar[bool] = True
     permutation: int = 0
 
     def export(self, w: Weights, scale: float, calibration: Tensor) -> SAE:
         back = torch.argsort(torch.randperm(len(w.b_dec), generator=torch_rng(self.permutation, "permutation")))
         shuffled = replace(w, W_enc=w.W_enc[:, back], W_dec=w.W_dec[:, back], b_dec=w.b_dec[back])
-        sae = self.base.export(shuffled, scale, calibration[:1])  # a threshold that it sets is set again below
+        sae = self.base.export(shuffled, scale, calibration)  # a threshold that it sets is set again below
         return calibrated(sae, calibration / scale, self.k) if isinstance(sae, DenseSAE) and not isinstance(sae.act, TopK) else sae
 
 

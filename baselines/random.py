@@ -23,6 +23,7 @@ class Random(Usual):
     """
 
     name: ClassVar[str] = "random"
+    divisible: ClassVar[bool] = True
     trains: ClassVar[bool] = False
     d_sae: int = 4608
     k: int = 32

@@ -88,11 +88,12 @@ def usual_batch(steps: int) -> int:
     return 2048 if steps >= 20_000 else 512
 
 
-def steps_for(tokens: int, batch: int) -> int:
-    """Steps that see this many tokens.
+def steps_for(tokens: int, batch: int) -> tuple[int, int]:
+    """Steps that see this many tokens, and tokens per step.
 
     Args:
         tokens: Seen in training, repetitions included.
         batch: Tokens per step, or 0 for the rule.
     """
-    return max(1, tokens // (batch or usual_batch(tokens // 2048)))
+    size = batch or usual_batch(tokens // 2048)
+    return max(1, tokens // size), size

@@ -26,6 +26,7 @@ class ReLU(Usual):
     """
 
     name: ClassVar[str] = "relu"
+    divisible: ClassVar[bool] = True
     d_sae: int = 4608
     k: int = 32
 

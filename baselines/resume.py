@@ -40,8 +40,10 @@ def remember(folder: Path, identity: str, w: Weights, opt: torch.optim.Optimizer
     whole = state.shards.gathered
     tensors: dict[str, Tensor] = {}
     for n, t in w.named().items():
-        kept = {f"w/{n}": t.detach(), **{f"opt/{n}/{part}": v for part, v in opt.state.get(t, {}).items()}}
-        tensors |= {name: whole(v) if _divided(n, v) else v for name, v in kept.items()}
+        for name, v in {f"w/{n}": t.detach(), **{f"opt/{n}/{part}": v for part, v in opt.state.get(t, {}).items()}}.items():
+            gathered = whole(v) if _divided(n, v) else v
+            if state.shards.first:  # the others need not hold it all
+                tensors[name] = gathered.cpu()
     memory: dict[str, Any] = {}
     for f in fields(state):
         value = getattr(state, f.name)
@@ -94,8 +96,11 @@ def _divided(name: str, t: Tensor) -> bool:
     return name != "b_dec" and t.dim() > 0
 
 
-def cut_back(log: Path, step: int) -> dict[str, Any]:
-    """Drop the lines after a step, which will be written again, and a line that a kill has torn; returns the last one kept."""
+def cut_back(log: Path, step: int, write: bool = True) -> dict[str, Any]:
+    """Drop the lines after a step, which will be written again, and a line that a kill has torn; returns the last one kept.
+
+    With `write` off the file stays as it is.
+    """
     kept: list[str] = []
     last: dict[str, Any] = {}
     if not log.exists():
@@ -109,6 +114,8 @@ def cut_back(log: Path, step: int) -> dict[str, Any]:
             break
         kept.append(text + "\n")
         last = line
+    if not write:
+        return last
     work = log.with_name(f"{log.name}.tmp")
     work.write_text("".join(kept))
     work.replace(log)

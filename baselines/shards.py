@@ -256,24 +256,28 @@ class _Assembled(torch.autograd.Function):
         return ctx.shards.mine(grads[0]), None
 
 
-def joined(data_count: int = 1) -> Shards:
+def joined(data_count: int = 1, device: str = "cpu") -> Shards:
     """The processes that torchrun started beside this one (gloo on CPUs, NCCL on GPUs); alone where it did not.
 
     Args:
         data_count: Parts of the batch; the processes are divided into so many groups, each of which holds all latents.
+        device: `cuda` gives each process of a machine a GPU of its own.
 
     Raises:
-        UsageError: The processes cannot be divided so.
+        UsageError: The processes cannot be divided so, or there are fewer GPUs than processes.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if data_count < 1 or world % data_count:
         raise UsageError(f"{world} processes cannot be divided into {data_count} groups", "give --data-parallel a divisor of their number")
     if world == 1:
         return ALONE
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if device != "cpu":
+        place = int(os.environ.get("LOCAL_RANK", "0"))
+        if device != "cuda" or place >= torch.cuda.device_count():
+            raise UsageError(f"process {place} has no GPU of its own", "use as many processes as GPUs, and --device cuda or cpu")
+        torch.cuda.set_device(place)
     if not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
+        dist.init_process_group("gloo" if device == "cpu" else "cpu:gloo,cuda:nccl", timeout=_PATIENCE)
     count, rank = world // data_count, dist.get_rank()
     data_rank, mine = divmod(rank, count)
     latents = [_group(range(g * count, (g + 1) * count)) for g in range(data_count)]
@@ -289,4 +293,4 @@ def leave(shards: Shards) -> None:
 
 
 def _group(ranks: range) -> dist.ProcessGroup:
-    return cast("dist.ProcessGroup", dist.new_group(list(ranks)))
+    return cast("dist.ProcessGroup", dist.new_group(list(ranks), timeout=_PATIENCE))

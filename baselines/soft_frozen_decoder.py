@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -24,11 +25,16 @@ class SoftFrozenDecoder(Over):
     """
 
     name: ClassVar[str] = "soft_frozen_decoder"
+    sharing: ClassVar[bool] = True
     cosine: float = 0.8
 
     def init(self, mean: Tensor, rng: torch.Generator) -> Weights:
         w = self.base.init(mean, rng)
         return replace(w, extra={**w.extra, START: w.W_dec.clone()})
+
+    def prepare(self, w: Weights, sample: Callable[[], Tensor], rng: torch.Generator) -> Weights:
+        w = super().prepare(w, sample, rng)
+        return replace(w, extra={**w.extra, START: w.W_dec.clone()})  # the base may have chosen another start
 
     @torch.no_grad()
     def constrain(self, w: Weights) -> None:

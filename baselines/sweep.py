@@ -80,9 +80,9 @@ class Settings:
     name: ClassVar[str] = "train"
 
     def __post_init__(self) -> None:
-        for name, least in _LEAST.items():
-            if not (value := getattr(self, name)) >= least:
-                raise UsageError(f"--{name.replace('_', '-')} {value} is less than {least}", _HELP)
+        _bounded({name: getattr(self, name) for name in _LEAST})
+        if self.batch == 1:
+            raise UsageError("--batch 1 has no variance to explain", "use a larger --batch")
         if self.dtype not in ("float16", "float32"):
             raise UsageError(f"--dtype {self.dtype} is not a type of weights", "use float16 or float32")
         if not all(0 < f <= 1 for f in self.checkpoint_at):
@@ -100,6 +100,7 @@ class Settings:
             UsageError: No method, or a name that is no folder's.
         """
         rest = {"d_sae": self.d_sae, "k": self.k, **table}
+        _bounded({name: rest[name] for name in ("d_sae", "k", "lr") if isinstance(rest.get(name), int | float)})
         method = rest.pop("method", None)
         name = rest.pop("name", method)
         if not isinstance(method, str) or not isinstance(name, str) or Path(name).name != name:
@@ -118,10 +119,16 @@ class Settings:
             n: Kept tokens there are.
             out: Its folder.
         """
-        steps = self.steps or steps_for(n if self.stream else 2 * n, self.batch)
-        shared = {name: getattr(self, name) for name in ("batch", "lr", "seed", "save_every", "checkpoint_at", "dtype")}
-        values = {"steps": steps, "device": pick_device(self.device), **shared, **member.own}
+        steps, batch = (self.steps, self.batch) if self.steps else steps_for(n if self.stream else 2 * n, self.batch)
+        shared = {name: getattr(self, name) for name in ("lr", "seed", "save_every", "checkpoint_at", "dtype")}
+        values = {"steps": steps, "batch": batch, "device": pick_device(self.device), **shared, **member.own}
         return Job(member.method, registry.build(FitConfig, values), out)
+
+
+def _bounded(values: Mapping[str, float]) -> None:
+    for name, value in values.items():
+        if not value >= _LEAST[name]:
+            raise UsageError(f"--{name.replace('_', '-')} {value} is less than {_LEAST[name]}", _HELP)
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

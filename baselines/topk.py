@@ -27,6 +27,7 @@ class TopK(Usual):
     """
 
     name: ClassVar[str] = "topk"
+    divisible: ClassVar[bool] = True
     d_sae: int = 4608
     k: int = 32
     aux_weight: float = AUX_WEIGHT

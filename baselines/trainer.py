@@ -97,9 +97,21 @@ def fit_all(
 
 
 def _check_shards(jobs: Sequence[Job], shards: Shards) -> None:
-    if jobs[0].config.batch % shards.data_count:
-        raise UsageError(f"a batch of {jobs[0].config.batch} cannot be divided into {shards.data_count} parts", "give another --batch")
-    whole = [str(describe(job.method)["method"]) for job in jobs if not getattr(job.method, "divisible", True)]
+    if (batch := jobs[0].config.batch) % shards.data_count:
+        raise UsageError(f"a batch of {batch} cannot be divided into {shards.data_count} parts", "give another --batch")
+    check_divisible([job.method for job in jobs], shards)
+
+
+def check_divisible(methods: Sequence[Trainer], shards: Shards) -> None:
+    """Refuse methods that these processes cannot train.
+
+    Raises:
+        UsageError: One cannot be divided by latents, or has fewer of them than there are processes.
+    """
+    fewest = min((m.d_sae for m in methods if getattr(m, "trains", True)), default=shards.count)
+    if fewest < shards.count:
+        raise UsageError(f"{fewest} latents cannot be divided among {shards.count} processes", "use fewer processes")
+    whole = [str(describe(m)["method"]) for m in methods if not getattr(m, "divisible", False)]
     if whole and shards.count > 1:
         raise UsageError(
             f"{', '.join(whole)} cannot be divided by latents", "use one process, or --data-parallel with the number of processes"

@@ -14,9 +14,12 @@ import torch
 from baselines.activations import TrainingSet
 from baselines.batchtopk import BatchTopK
 from baselines.c2r import C2R
+from baselines.frozen_decoder import FrozenDecoder
+from baselines.frozen_encoder import FrozenEncoder
 from baselines.gated import Gated
 from baselines.jumprelu import JumpReLU
 from baselines.matryoshka import Matryoshka
+from baselines.mp import MP
 from baselines.ortsae import OrtSAE
 from baselines.relu import ReLU
 from baselines.shards import joined, leave
@@ -39,7 +42,10 @@ METHODS = {
     "ortsae": OrtSAE(base=BatchTopK(M, K), chunk_size=40, every=2),
     "c2r": C2R(base=BatchTopK(M, K), chunk_size=40, every=2),
     "soft_frozen_decoder": SoftFrozenDecoder(base=BatchTopK(M, K)),
+    "frozen_decoder": FrozenDecoder(base=BatchTopK(M, K)),
+    "frozen_encoder": FrozenEncoder(base=TopK(M, K)),
 }
+UNDIVIDED = {"mp": MP(M, K), "c2r over mp": C2R(base=MP(M, K), every=2)}
 
 
 def source() -> TrainingSet:
@@ -54,9 +60,9 @@ def config(steps: int, save_every: float = 600.0) -> FitConfig:
 
 
 def main(folder: Path, parts: int, steps: int, names: list[str]) -> None:
-    shards = joined(parts)
+    shards, known = joined(parts), METHODS | UNDIVIDED
     saving = 0.0 if "--save" in names else 600.0
-    fit_all([Job(METHODS[n], config(steps, saving), folder / n) for n in names if n in METHODS], source(), SITE, shards=shards)
+    fit_all([Job(known[n], config(steps, saving), folder / n) for n in names if n in known], source(), SITE, shards=shards)
     leave(shards)
 
 

@@ -15,12 +15,14 @@ from baselines.activations import TrainingSet
 from baselines.batchtopk import BatchTopK
 from baselines.c2r import C2R
 from baselines.frozen_decoder import FrozenDecoder
+from baselines.frozen_encoder import FrozenEncoder
 from baselines.gated import Gated
 from baselines.jumprelu import JumpReLU
 from baselines.matryoshka import Matryoshka
 from baselines.mp import MP
 from baselines.ortsae import OrtSAE
-from baselines.parts import State, Trainer
+from baselines.over import Over
+from baselines.parts import State, Trainer, descend
 from baselines.relu import ReLU
 from baselines.soft_frozen_decoder import SoftFrozenDecoder
 from baselines.sparsity import START, steered, strength
@@ -117,3 +119,17 @@ def test_methods_without_sizes_and_wrappers_of_wrappers_train_from_the_command_l
     facts, said = trained("ortsae", "--param", "base=matryoshka", "--param", "prefixes=random", "--param", "gamma=0.5")
     assert facts["method"]["base"]["method"] == "matryoshka" and facts["method"]["base"]["prefixes"] == "random"
     assert facts["method"]["gamma"] == 0.5 and facts["method"]["base"]["d_sae"] == 64 and "left out" not in said
+
+
+@pytest.mark.parametrize("kind", [FrozenDecoder, FrozenEncoder, SoftFrozenDecoder])
+@pytest.mark.parametrize("kernel", ["on", "off"])
+def test_clipping_counts_the_gradients_that_move_something(kind: type[Over], kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORTSAE_KERNEL", kernel)
+    method, clip = kind(base=BatchTopK(D_SAE, K)), 1e-3
+    x = sparse_world(64, dictionary(48, 24, seed=3), K, noise=0.01)
+    w = method.init(x.mean(0), torch.Generator().manual_seed(0)).map(lambda t: t.requires_grad_(True))
+    opt = torch.optim.Adam(list(w.named().values()), fused=True)
+    state = State(0, 10, torch.zeros(D_SAE, dtype=torch.long), 1000)
+    descend(method, w, opt, x, state, torch.Generator(), 1e-3, clip)
+    moments = [opt.state[t]["exp_avg"] for t in w.named().values() if t in opt.state]
+    assert float(torch.cat([m.flatten() for m in moments]).norm()) == pytest.approx(0.1 * clip, rel=1e-3)  # 1 − β₁ of the gradient

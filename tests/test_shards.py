@@ -21,7 +21,7 @@ from baselines.mp import MP
 from baselines.shards import Shards, joined
 from baselines.trainer import RESUME, Job, fit_all
 from bench.errors import UsageError
-from tests.shards_worker import METHODS, SITE, K, M, config, source
+from tests.shards_worker import METHODS, SITE, UNDIVIDED, K, M, config, source
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 25
@@ -44,7 +44,7 @@ def run(processes: int, *arguments: str) -> str:
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("alone")
-    fit_all([Job(method, config(STEPS), folder / name) for name, method in METHODS.items()], source(), SITE)
+    fit_all([Job(method, config(STEPS), folder / name) for name, method in (METHODS | UNDIVIDED).items()], source(), SITE)
     return folder
 
 
@@ -60,9 +60,13 @@ def assert_same(a: Path, b: Path) -> None:
     assert "aux" not in lines[0][0] or max(line["aux"] for line in lines[0]) > 0, "the auxiliary loss had nothing to do"
 
 
-@pytest.mark.parametrize(("processes", "parts"), [(2, 1), (4, 1), (4, 2)], ids=["latents", "latents of four", "latents and batch"])
-def test_several_processes_give_what_one_gives(processes: int, parts: int, alone: Path, tmp_path: Path) -> None:
-    names = METHODS if processes == 2 else ("batchtopk", "topk", "jumprelu", "matryoshka", "ortsae", "c2r")
+SOME = ("batchtopk", "topk", "jumprelu", "matryoshka", "ortsae", "c2r")
+DIVIDED = {"latents": (2, 1, METHODS), "latents of four": (4, 1, SOME), "latents and batch": (4, 2, SOME), "batch": (2, 2, UNDIVIDED)}
+
+
+@pytest.mark.parametrize("what", DIVIDED)
+def test_several_processes_give_what_one_gives(what: str, alone: Path, tmp_path: Path) -> None:
+    processes, parts, names = DIVIDED[what]
     run(processes, "tests.shards_worker", str(tmp_path), str(parts), str(STEPS), *names)
     for name in names:
         assert_same(alone / name, tmp_path / name)
@@ -102,6 +106,8 @@ def test_what_cannot_be_divided_is_refused(tmp_path: Path, monkeypatch: pytest.M
         fit_all([Job(MP(M, K), config(2), tmp_path)], source(), SITE, shards=Shards(0, 2))
     with pytest.raises(UsageError, match="batch of 128"):
         fit_all([Job(METHODS["topk"], config(2), tmp_path)], source(), SITE, shards=Shards(0, 1, 0, 3))
+    with pytest.raises(UsageError, match="199 latents"):
+        fit_all([Job(METHODS["topk"], config(2), tmp_path)], source(), SITE, shards=Shards(0, 200))
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(UsageError, match="4 processes"):
         joined(3)

@@ -29,6 +29,8 @@ from baselines.recipe import FitConfig, Job, steps_for
 from baselines.relu import ReLU
 from baselines.resume import RESUME, cut_back, recall, remember
 from baselines.stream import Stream, streamed
+from baselines.sweep import make_settings
+from baselines.topk import TopK
 from baselines.trainer import DivergedError, fit, fit_all
 from bench.adapters import Given, open_checkpoint
 from bench.errors import ResourceError, UsageError, VerificationError
@@ -435,10 +437,24 @@ def test_rules_of_the_recipe_by_hand() -> None:
     assert (own.batch, own.lr, own.warmup, own.dead_after) == (64, 0.5, 7, 9)
     assert own.rate(6) == 0.5 and own.rate(30_000) == 0.5 and own.rate(45_000) == 0.25
     assert FitConfig(steps=10, lr=1.0, decay=0.0).rate(9) == 1.0
-    assert steps_for(40_960_000, 0) == 20_000 and steps_for(40_959_999, 0) == 40_959_999 // 512
-    assert steps_for(1000, 100) == 10 and steps_for(10, 0) == 1
+    assert steps_for(40_960_000, 0) == (20_000, 2048) and steps_for(40_959_999, 0) == (40_959_999 // 512, 512)
+    assert steps_for(1000, 100) == (10, 100) and steps_for(10, 0) == (1, 512)
     a = FitConfig(steps=10)
     assert a.identity == replace(a, log_every=3, save_every=1.0, checkpoint_at=(0.5,)).identity != replace(a, clip=2.0).identity
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_run_without_steps_sees_the_text_as_often_as_it_says(stream: bool, tmp_path: Path) -> None:
+    asked = make_settings({"stream": stream, "device": "cpu"})
+    for n in (1_000_000, 9_000_000, 11_000_000, 19_500_000, 40_000_000, 60_000_000):
+        config = asked.job(asked.member({"method": "topk"}, lambda name, rest: TopK(**rest)), n, tmp_path).config
+        assert config.steps * config.batch == pytest.approx(n if stream else 2 * n, rel=0.01), n
+
+
+@pytest.mark.parametrize("values", [{"d_sae": 1}, {"k": 0}, {"k": -3}, {"lr": -1e-3}])
+def test_an_sae_s_own_values_are_bounded_too(values: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match="is less than"):
+        make_settings({}).member({"method": "topk", **values}, lambda name, rest: TopK(**rest))
 
 
 def test_a_latent_is_dead_after_the_recipe_s_tokens(data: TrainingSet, tmp_path: Path) -> None:

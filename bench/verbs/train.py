@@ -99,7 +99,7 @@ def train(
     flags = {n: v for n, v in given.items() if n not in ("out", "method", "sweep", "param", "log", "data_parallel")}
     settings, members = _asked(method, sweep, flags, param or [])
     folders = {out / m.name if sweep else out: m for m in members}
-    with interrupts.polite(), _group(data_parallel) as shards:
+    with interrupts.polite(), _group(data_parallel, settings.device) as shards:
         _fit(settings, folders, log, shards, alone=sweep is None)
         _report(list(folders))
 
@@ -127,11 +127,12 @@ def _asked(method: str | None, sweep: Path | None, flags: dict[str, Any], params
 
 
 @contextmanager
-def _group(data_parallel: int) -> Generator[Shards]:
+def _group(data_parallel: int, device: str) -> Generator[Shards]:
     """The processes that torchrun started; all but the first work in silence, apart from their errors."""
     from baselines.shards import joined, leave
+    from bench.runner import pick_device
 
-    shards = joined(data_parallel)
+    shards = joined(data_parallel, pick_device(device))
     with ExitStack() as quiet:
         if not shards.first:
             null = quiet.enter_context(Path(os.devnull).open("w"))
@@ -150,7 +151,7 @@ def _fit(settings: Settings, folders: dict[Path, Member], log: str, shards: Shar
     """
     from baselines import compiled
     from baselines.trackers import OPEN
-    from baselines.trainer import DivergedError, fit_all
+    from baselines.trainer import DivergedError, check_divisible, fit_all
     from bench import progress, registry
     from bench.errors import UsageError
 
@@ -161,6 +162,7 @@ def _fit(settings: Settings, folders: dict[Path, Member], log: str, shards: Shar
     site = settings.lm, settings.hook, settings.text, settings.device
     if settings.stream and not shards.alone:
         raise UsageError("--stream is for one process: each would harvest all of the text", "leave out --stream, or torchrun")
+    check_divisible([member.method for member in left.values()], shards)
     buffer = settings.buffer if settings.stream else 0
     data, place = shards.one_first(lambda: _training_set(site, settings.tokens, settings.order_seed, buffer))
     jobs = [settings.job(member, data.n, folder) for folder, member in left.items()]
