@@ -213,9 +213,8 @@ class Learner:
         w = w.map(lambda t: self.shards.gathered(t.detach()).cpu(), shared=lambda t: t.detach().cpu())
         name = str(describe(method)["method"])
         dtype = getattr(torch, config.dtype)
-        kept = replace(w, W_enc=w.W_enc.to(dtype).float(), W_dec=w.W_dec.to(dtype).float())
-        calibration = self.data.calibration() * self.scale
-        exported = method.export(kept, self.scale, calibration[calibration.isfinite().all(1)])
+        kept, sample = replace(w, W_enc=w.W_enc.to(dtype).float(), W_dec=w.W_dec.to(dtype).float()), self.data.calibration() * self.scale
+        exported = method.export(kept, self.scale, sample[sample.isfinite().all(1)])
         if not isinstance(exported, Form):
             raise UsageError(
                 f"{name} exports a {type(exported).__name__}, which has no file format", "let it export one of bench.sae's forms"

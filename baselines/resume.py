@@ -37,8 +37,7 @@ def remember(folder: Path, identity: str, w: Weights, opt: torch.optim.Optimizer
     Raises:
         ResourceError: The disk is full or cannot be written.
     """
-    whole = state.shards.gathered
-    tensors: dict[str, Tensor] = {}
+    tensors, whole = dict[str, Tensor](), state.shards.gathered
     for n, t in w.named().items():
         for name, v in {f"w/{n}": t.detach(), **{f"opt/{n}/{part}": v for part, v in opt.state.get(t, {}).items()}}.items():
             gathered = whole(v) if _divided(n, v) else v
@@ -46,8 +45,7 @@ def remember(folder: Path, identity: str, w: Weights, opt: torch.optim.Optimizer
                 tensors[name] = gathered.cpu()
     memory: dict[str, Any] = {}
     for f in fields(state):
-        value = getattr(state, f.name)
-        if isinstance(value, Tensor):
+        if isinstance(value := getattr(state, f.name), Tensor):
             tensors[f"state/{f.name}"] = whole(value)
         elif f.name != "shards":
             memory[f.name] = dict(value) if isinstance(value, Mapping) else value
