@@ -11,7 +11,7 @@ Without them:
     OMP_NUM_THREADS=1 python perf/trainers.py --methods-only  # tokens per second of all our methods
     ... perf/trainers.py --penalty            # OrtSAE's penalty against autograd, and its share of a step
     ... perf/trainers.py --dense              # from which share of active codes a dense product is cheaper
-    ... perf/trainers.py --curve              # against m and against d: perf/trainers_curve.csv and .png
+    ... perf/trainers.py --curve              # against m and against d: perf/trainers_curve.csv, docs/training_speed.png
 
 A step is loss, gradient, projection, clipping, Adam, unit rows. The floor is 2·B·d·m FLOP, the encoder's product, at the
 highest rate at which one core does float32 here. A step can come close to it, or below, because screening multiplies in
@@ -173,7 +173,7 @@ def draw(rows: list[dict[str, Any]], s: Size) -> None:
         ax.set(xlabel=f"{across} ({fixed[0]} = {fixed[1]:,})", ylabel="CPU ms per token")
         ax.grid(which="both", alpha=0.3)
     axes[0].legend()
-    figure.savefig(HERE / "trainers_curve.png", dpi=120, bbox_inches="tight")
+    figure.savefig(HERE.parent / "docs" / "training_speed.png", dpi=120, bbox_inches="tight")
 
 
 def about(moment: str) -> None:
