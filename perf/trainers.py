@@ -170,6 +170,8 @@ def draw(rows: list[dict[str, Any]], s: Size) -> None:
         for name in dict.fromkeys(r["step"] for r in some):
             points = sorted((r[across], r["seconds"] / r["batch"] * 1e3) for r in some if r["step"] == name)
             ax.loglog(*zip(*points, strict=True), "o-", label=name)
+            ax.set_xticks([p[0] for p in points], [f"{p[0]:,}" for p in points], rotation=45)
+            ax.minorticks_off()
         ax.set(xlabel=f"{across} ({fixed[0]} = {fixed[1]:,})", ylabel="CPU ms per token")
         ax.grid(which="both", alpha=0.3)
     axes[0].legend()
