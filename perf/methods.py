@@ -34,9 +34,10 @@ The commands are in `perf/methods.py`; tokens per second of each method are in [
 
 
 FOOT = """
-`permuted` is trained like `batchtopk`, and its curves are the same; only its export differs. Rows drawn with the covariance of these activations
-lie near a few directions, most of them never fire, and what the control then shows is a much smaller dictionary. The latents of `mp` may fire
-with a negative sign, so its L0 buys more than that of the others. L0 of `relu`, `gated` and `jumprelu` is learned, not set.
+`permuted` is trained like `batchtopk`, and its curves are the same; only its export differs. Rows drawn with the covariance
+of these activations lie near a few directions, most of them never fire, and what the control then shows is a much smaller
+dictionary. The latents of `mp` may fire with a negative sign, so its L0 buys more than that of the others. L0 of `relu`,
+`gated` and `jumprelu` is learned, not set.
 """
 
 
