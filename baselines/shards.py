@@ -71,7 +71,7 @@ class Shards:
 
     def summed(self, part: Tensor) -> Tensor:
         """Sum over the parts of the dictionary; the gradient reaches every part unchanged."""
-        return part if self.count == 1 else _Summed.apply(part, self.latents)
+        return part if self.count == 1 else _Summed.apply(part, self.latents, 1)
 
     def common(self, t: Tensor) -> Tensor:
         """A tensor that all processes hold, about to be used with each one's own latents; its gradients are summed."""
@@ -79,7 +79,7 @@ class Shards:
 
     def averaged(self, t: Tensor) -> Tensor:
         """Mean over the parts of the batch. The gradient passes unchanged, since gradients of weights are averaged later."""
-        return t if self.data_count == 1 else _Averaged.apply(t, self.data, self.data_count)
+        return t if self.data_count == 1 else _Summed.apply(t, self.data, self.data_count)
 
     @torch.no_grad()
     def average_(self, *gradients: Tensor) -> None:
@@ -209,15 +209,17 @@ ALONE = Shards()
 
 
 class _Summed(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, part: Tensor, group: Any) -> Tensor:
-        out = part.clone()
-        dist.all_reduce(out, group=group)
-        return out
+    """A group's sum, divided by a number; the gradient passes unchanged."""
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0], None
+    def forward(ctx: Any, part: Tensor, group: Any, divisor: int) -> Tensor:
+        out = part.clone()
+        dist.all_reduce(out, group=group)
+        return out if divisor == 1 else out / divisor
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return grads[0], None, None
 
 
 class _Common(torch.autograd.Function):
@@ -231,18 +233,6 @@ class _Common(torch.autograd.Function):
         out = grads[0].clone()
         dist.all_reduce(out, group=ctx.group)
         return out, None
-
-
-class _Averaged(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, t: Tensor, group: Any, count: int) -> Tensor:
-        out = t.clone()
-        dist.all_reduce(out, group=group)
-        return out / count
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return grads[0], None, None
 
 
 class _Assembled(torch.autograd.Function):

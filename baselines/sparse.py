@@ -130,7 +130,10 @@ def token_top(
 
     def rule(centred: Tensor, w: Tensor, b: Tensor) -> Found:
         flat, values = ops.encode_top(centred, w, b, k)
-        keep = _largest_of_each(values, flat // len(w), k, len(centred), shards)
+        row = flat // len(w)
+        keep = arrays.largest_of_each(values, row, k, len(centred))
+        if shards.count > 1:
+            keep = _largest_of_all(values, row, keep, k, len(centred), shards)
         return flat.index_select(0, keep), values.index_select(0, keep)
 
     return _select(x, w_enc, b_enc, centre, rule, shards)
@@ -178,29 +181,6 @@ def _largest(values: Tensor, count: int) -> Tensor:
     equal = arrays.nonzero(values == smallest)
     keep[equal[: count - int(keep.sum())]] = True
     return arrays.nonzero(keep)
-
-
-def _largest_of_each(values: Tensor, row: Tensor, k: int, n: int, shards: Shards) -> Tensor:
-    """[nnz] places of the k largest of every row, ascending; among equal ones the first. `row` ascending.
-
-    Each row's values are laid out in a line of a table, so that all k-th largest are found at once.
-    """
-    size = torch.bincount(row, minlength=n)
-    width = int(size.max())
-    if width <= k and shards.count == 1:
-        return torch.arange(len(values), device=values.device)
-    width = max(width, k)
-    place = torch.arange(len(row), device=row.device) - (torch.cumsum(size, 0) - size).index_select(0, row)
-    at = row * width + place
-    table = values.new_full((n * width,), -torch.inf).index_put_((at,), values).view(n, width)
-    smallest = arrays.kth_largest(table, k).index_select(0, row)
-    keep, equal = values > smallest, arrays.nonzero(values == smallest)
-    taken = torch.bincount(row[keep], minlength=n)
-    count = torch.bincount(row[equal], minlength=n)
-    before = torch.arange(len(equal), device=row.device) - (torch.cumsum(count, 0) - count)[row[equal]]
-    keep[equal[before < (k - taken)[row[equal]]]] = True
-    kept = arrays.nonzero(keep)
-    return kept if shards.count == 1 else _largest_of_all(values, row, kept, k, n, shards)
 
 
 def _largest_of_all(values: Tensor, row: Tensor, kept: Tensor, k: int, n: int, shards: Shards) -> Tensor:

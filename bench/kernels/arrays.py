@@ -39,6 +39,26 @@ def largest(table: Tensor, k: int) -> Tensor:
     return table.topk(k, dim=1, sorted=False).values
 
 
+def largest_of_each(values: Tensor, row: Tensor, k: int, n: int) -> Tensor:
+    """[nnz] places of the k largest of every row, ascending; among equal ones the first. `row` ascending.
+
+    Each row's values are laid out in a line of a table, so that all k-th largest are found at once.
+    """
+    size = torch.bincount(row, minlength=n)
+    width = int(size.max())
+    if width <= k:
+        return torch.arange(len(values), device=values.device)
+    place = torch.arange(len(row), device=row.device) - (torch.cumsum(size, 0) - size).index_select(0, row)
+    table = values.new_full((n * width,), -torch.inf).index_put_((row * width + place,), values).view(n, width)
+    smallest = kth_largest(table, k).index_select(0, row)
+    keep, equal = values > smallest, nonzero(values == smallest)
+    taken = torch.bincount(row[keep], minlength=n)
+    count = torch.bincount(row[equal], minlength=n)
+    before = torch.arange(len(equal), device=row.device) - (torch.cumsum(count, 0) - count)[row[equal]]
+    keep[equal[before < (k - taken)[row[equal]]]] = True
+    return nonzero(keep)
+
+
 def order(keys: Tensor, size: int) -> Tensor:
     """Stable order of integers from 0 to `size` − 1, size ≤ 2³²."""
     if keys.device.type != "cpu":

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.kernels import encoding
+from bench.kernels import arrays, encoding
 from bench.sae.activations import Activation, JumpReLU, TopK
 from bench.sae.codes import Codes
 from bench.store import array_sha256
@@ -90,14 +90,14 @@ class DenseSAE:
         w = self.W_enc.T.contiguous()
         if isinstance(self.act, TopK):
             k = min(self.act.k, self.d_sae)
-            flat, values = (t.cpu().numpy() for t in encoding.top(x, w, self.b_enc, k, self.b_pre))
-            keep = _largest_of_each(flat // self.d_sae, values, k)
+            flat, values = encoding.top(x, w, self.b_enc, k, self.b_pre)
+            keep = arrays.largest_of_each(values, flat // self.d_sae, k, len(x))
             flat, values = flat[keep], values[keep]
         else:
             bound = self.act.threshold.clamp(min=0).expand(self.d_sae) if isinstance(self.act, JumpReLU) else 0.0
-            flat, values = (t.cpu().numpy() for t in encoding.above(x, w, self.b_enc, bound, self.b_pre))
-        rows = flat // self.d_sae
-        return Codes.from_parts(rows, flat - rows * self.d_sae, values, len(x), self.d_sae)
+            flat, values = encoding.above(x, w, self.b_enc, bound, self.b_pre)
+        rows, cols = arrays.split(flat, self.d_sae)
+        return Codes.from_parts(rows.cpu().numpy(), cols.cpu().numpy(), values.cpu().numpy(), len(x), self.d_sae)
 
     def _above(self, x: np.ndarray) -> Codes:
         """Codes above a threshold on a CPU: NumPy's matrix product, and few enough tokens at a time to stay in its cache."""
@@ -130,10 +130,3 @@ class DenseSAE:
     def decode_sparse(self, codes: Codes) -> np.ndarray:
         """[n, d_in] float32 reconstructions of sparse codes."""
         return codes.matrix @ self.W_dec.float().cpu().numpy() + self.b_dec.float().cpu().numpy()
-
-
-def _largest_of_each(row: np.ndarray, values: np.ndarray, k: int) -> np.ndarray:
-    """Places of the k largest of each row, ascending; `row` ascending. Among equal ones the first are taken."""
-    order = np.lexsort((-values, row))
-    first = np.searchsorted(row, row[order])
-    return np.sort(order[np.arange(len(row)) - first < k])
