@@ -29,7 +29,7 @@ def way(request: pytest.FixtureRequest) -> Iterator[str]:
     """Both ways of encoding, also on machines where only one is fast, and for few tokens."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(products, "_SMALL", 0)
-        patch.setattr(products, "_timed", lambda threads: products.Ways(bfloat16=request.param == "screened"))
+        patch.setattr(products, "_machine", lambda: products.Ways(bfloat16=request.param == "screened"))
         patch.setattr(encoding, "_FEW", 0)
         patch.setattr(encoding, "_CACHED", (16, 8))
         yield request.param

@@ -33,7 +33,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Every way of multiplying, also for small matrices, in small blocks."""
     monkeypatch.setattr(products, "_SMALL", 0)
-    monkeypatch.setattr(products, "_timed", lambda threads: WAYS[request.param])
+    monkeypatch.setattr(products, "_machine", lambda: WAYS[request.param])
     monkeypatch.setattr(encoding, "_FEW", 0)
     monkeypatch.setattr(encoding, "_CACHED", (16, 24))
     yield request.param
@@ -231,16 +231,23 @@ def test_nearest_rows_are_the_same_by_screening(n: int, monkeypatch: pytest.Monk
     v = torch.nn.functional.normalize(draw(n, n, n, 12, torch.float32)[0], dim=1)
     value, at = nearest(v)
     monkeypatch.setattr(products, "_SMALL", 0)
-    monkeypatch.setattr(products, "_timed", lambda threads: Ways(bfloat16=True))
+    monkeypatch.setattr(products, "_machine", lambda: Ways(bfloat16=True))
     other, there = nearest(v)
     assert torch.allclose(other, value, atol=1e-6) and torch.equal(there, at)
     opposite = torch.cat([v[:1], -v[:1]])  # no positive cosine: nothing to screen with
     assert torch.allclose(nearest(opposite)[0], -torch.ones(2)) and nearest(opposite)[1].tolist() == [1, 0]
 
 
-def test_the_fastest_way_is_found_and_kept() -> None:
-    found = products._timed(1)
-    assert found is products._timed(1)
+def test_the_processor_decides_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(cpu_name: str, **has: bool) -> Ways:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": cpu_name, **has}, raising=False)
+        return products._machine.__wrapped__()
+
+    mkl = torch.backends.mkl.is_available()
+    assert told("AMD EPYC", avx512_bf16=True) == Ways(numpy=mkl, bfloat16=True)
+    assert told("Intel(R) Xeon(R)", amx_bf16=True, avx512_bf16=False) == Ways(bfloat16=True)
+    assert told("Apple M4") == Ways()
+    assert products._machine() is products._machine()
     assert products.ways(torch.empty(10, 10), torch.empty(10, 10)) == Ways()
     assert products.ways(torch.empty(2000, 500).double(), torch.empty(1000, 500).double()) == Ways()
 

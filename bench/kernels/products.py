@@ -1,13 +1,12 @@
-"""Which way of multiplying large float32 matrices is the fastest on this machine, found by timing each once per process.
+"""Which way of multiplying large float32 matrices is used on this machine: decided by the processor, the same in every process.
 
-GPUs have units for bfloat16 and are not timed.
+Timing the ways at start-up decides otherwise on a busy machine, and with the way the last digits of a result change
+(docs/decisions/0011-products.md).
 """
 
 from __future__ import annotations
 
 import functools
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,20 +14,16 @@ import torch
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
-_ROWS, _COLUMNS, _DEPTH = 1024, 128, 512  # of the products that are timed: short, so that some are not interrupted
-_REPEAT = 10
-_NUMPY = 1.05  # times as fast as torch NumPy must be, and
-_SCREENING = 1.3  # times as fast as both a product in bfloat16 must be, before they are used
-_SMALL = 2**27  # below so many multiplications the ways hardly differ, and nothing is timed
+_SMALL = 2**27  # below so many multiplications the ways hardly differ
 
 
 @dataclass(frozen=True)
 class Ways:
-    """What was found.
+    """What is faster than torch's product.
 
     Args:
-        numpy: NumPy's BLAS, on the same memory, is faster than torch's.
-        bfloat16: bfloat16 products are so much faster than any other that screening with them pays.
+        numpy: NumPy's BLAS, on the same memory.
+        bfloat16: A product in bfloat16, by so much that screening with it pays.
     """
 
     numpy: bool = False
@@ -41,7 +36,7 @@ def ways(a: Tensor, b: Tensor) -> Ways:
         return Ways()
     if a.device.type != "cpu":
         return Ways(bfloat16=a.device.type == "cuda")
-    return _timed(torch.get_num_threads())
+    return _machine()
 
 
 def product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
@@ -54,25 +49,11 @@ def product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
 
 
 @functools.cache
-def _timed(threads: int) -> Ways:
-    """With so many threads; some 50 ms."""
-    a, b = torch.full((_ROWS, _DEPTH), 0.5), torch.full((_COLUMNS, _DEPTH), 0.5)
-    out, a16, b16 = torch.empty(_ROWS, _COLUMNS), a.bfloat16(), b.bfloat16()
-    with _controller().limit(limits=threads, user_api="blas"):
-        by_numpy = _seconds(lambda: np.matmul(a.numpy(), b.numpy().T, out=out.numpy()))
-    by_torch = _seconds(lambda: torch.mm(a, b.T, out=out))
-    by_bfloat16 = _seconds(lambda: a16 @ b16.T)
-    return Ways(by_numpy * _NUMPY < by_torch, by_bfloat16 * _SCREENING < min(by_numpy, by_torch))
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    """Least wall seconds of some calls."""
-    spent: list[float] = []
-    for _ in range(_REPEAT):
-        start = time.perf_counter()
-        call()
-        spent.append(time.perf_counter() - start)
-    return min(spent)
+def _machine() -> Ways:
+    """MKL, which torch multiplies with on x86, keeps its fastest code from AMD's processors; NumPy brings OpenBLAS."""
+    has = getattr(torch.cpu, "get_capabilities", dict)()  # newer releases of torch tell
+    foreign = torch.backends.mkl.is_available() and str(has.get("cpu_name", "")).startswith("AMD")
+    return Ways(foreign, bool(has.get("avx512_bf16") or has.get("amx_bf16")))
 
 
 @functools.cache
