@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from baselines import compiled
+from baselines import compiled, fused
 from baselines.over import Over
 from baselines.parts import Trainer, Usual, Weights
 from baselines.shards import Shards
 
 
 def move(method: Trainer, w: Weights, opt: torch.optim.Optimizer, clip: float, shards: Shards) -> None:
-    """Change weights in place, and the optimiser's state. Where the kernel can do it all, in one pass over the weights.
+    """Change weights in place, and the optimiser's state. Where there is compiled code for it, in one pass over the weights.
 
     Args:
         method: Whose projection and constraint hold.
@@ -24,19 +25,30 @@ def move(method: Trainer, w: Weights, opt: torch.optim.Optimizer, clip: float, s
         shards: Processes that share the weights.
     """
     shards.average_(*(t.grad for t in w.named().values() if t.grad is not None))
-    kernel = compiled.kernel(*opt.param_groups[0]["params"]) if compiled.steps(opt) else None
-    if kernel is not None and _usual_rows(method) and shards.count == 1:
-        kernel.adam(opt, w.W_dec, clip)
+    adam = _one_pass(opt)
+    if adam and _usual_rows(method) and shards.count == 1:
+        adam(opt, w.W_dec, clip)
         return
     method.project_grad(w)
-    if shards.count == 1 and kernel is not None:
-        kernel.adam(opt, None, clip)
+    if adam and shards.count == 1:
+        adam(opt, None, clip)
     else:
         norm = _norm({name: t.grad for name, t in w.named().items() if t.grad is not None}, shards)
         if norm > clip:  # most steps need no pass over the gradients
             torch.nn.utils.clip_grads_with_norm_(list(w.named().values()), clip, norm)
-        kernel.adam(opt, None, math.inf) if kernel is not None else opt.step()
+        adam(opt, None, math.inf) if adam else opt.step()
     method.constrain(w)
+
+
+def _one_pass(opt: torch.optim.Optimizer) -> Callable[[torch.optim.Optimizer, Tensor | None, float], None] | None:
+    """Clipping and Adam in compiled form, where there is one for the device and the optimiser."""
+    params = opt.param_groups[0]["params"]
+    if not compiled.steps(opt):
+        return None
+    if fused.takes(*params):
+        return fused.adam
+    kernel = compiled.kernel(*params)
+    return kernel.adam if kernel else None
 
 
 def _norm(grads: dict[str, Tensor], shards: Shards) -> Tensor:

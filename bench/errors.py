@@ -46,6 +46,13 @@ class UnavailableError(BenchError):
     exit_code = 4
 
 
+class JudgeError(BenchError):
+    """A judge that refuses every call, or a budget that is used up (exit 5)."""
+
+    code = "judge"
+    exit_code = 5
+
+
 class ResourceError(BenchError):
     """Disk, memory or file-system trouble (exit 6)."""
 

@@ -1,0 +1,62 @@
+"""The compiled step of a GPU, on the CPU: torch's own, by the formula as it stands and as torch compiles it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from baselines import fused, parts
+from baselines.compiled import compiler
+from baselines.parts import Weights
+from tests.worlds import dictionary
+
+FORMS: dict[str, Callable[[], fused.Step]] = {
+    "as it stands": lambda: fused._move,
+    "traced": lambda: torch.compile(fused._move, fullgraph=True, dynamic=False, backend="aot_eager"),
+    "compiled": fused._compiled,
+}
+
+
+@pytest.fixture(scope="module", params=FORMS)
+def step(request: pytest.FixtureRequest) -> fused.Step:
+    if request.param == "compiled" and compiler() is None:
+        pytest.skip("no C++ compiler")
+    return FORMS[request.param]()
+
+
+def moving(m: int, d: int) -> tuple[Weights, torch.optim.Adam]:
+    g = torch.Generator().manual_seed(m)
+    w = Weights(torch.randn(m, d, generator=g), torch.randn(m, generator=g), dictionary(m, d), torch.randn(d, generator=g))
+    w = w.map(lambda t: t.requires_grad_(True))
+    return w, torch.optim.Adam(list(w.named().values()), lr=0.01)
+
+
+@pytest.mark.parametrize("clip", [1e-2, float("inf")])
+@pytest.mark.parametrize("unit", [True, False])
+def test_the_step_is_torch_s(step: fused.Step, clip: float, unit: bool) -> None:
+    (a, ours), (b, theirs) = moving(33, 20), moving(33, 20)
+    g = torch.Generator().manual_seed(0)
+    for i in range(12):
+        for name, (mine, other) in enumerate(zip(a.named().values(), b.named().values(), strict=True)):
+            rests = name == 1 and i % 3 == 0  # a parameter without a gradient stays as it is
+            mine.grad = None if rests else torch.randn(mine.shape, generator=g)
+            other.grad = None if mine.grad is None else mine.grad.clone()
+        ours.param_groups[0]["lr"] = theirs.param_groups[0]["lr"] = 0.01 / (i + 1)
+        fused._adam(step, ours, a.W_dec if unit else None, clip)
+        if unit:
+            parts.remove_parallel_gradient(b)
+        torch.nn.utils.clip_grad_norm_(list(b.named().values()), clip)
+        theirs.step()
+        if unit:
+            parts.unit_rows(b)
+    for name, t in a.named().items():
+        other = b.named()[name]
+        assert torch.allclose(t, other, rtol=1e-4, atol=1e-6), name
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            assert torch.allclose(ours.state[t][key], theirs.state[other][key], rtol=1e-4, atol=1e-7), (name, key)
+
+
+def test_only_gpus_take_it() -> None:
+    assert not fused.takes(torch.zeros(1))
