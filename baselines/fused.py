@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import no_type_check
 
 import torch
 from torch import Tensor
-
-Step = Callable[..., None]
 
 
 def takes(*tensors: Tensor) -> bool:
@@ -23,47 +22,57 @@ def takes(*tensors: Tensor) -> bool:
 
 def adam(opt: torch.optim.Optimizer, unit: Tensor | None, clip: float) -> None:
     """Clip the gradients and do the optimiser's step, with its own state. Arguments as in `compiled.Kernel.adam`."""
-    _adam(_compiled(), opt, unit, clip)
+    _adam(*_compiled(), opt, unit, clip)
 
 
 @torch.no_grad()
-def _adam(step: Step, opt: torch.optim.Optimizer, unit: Tensor | None, clip: float) -> None:
+def _adam(
+    look: Callable[..., tuple[Tensor, Tensor]], move: Callable[..., None], opt: torch.optim.Optimizer, unit: Tensor | None, clip: float
+) -> None:
     group = opt.param_groups[0]
     moving = [p for p in group["params"] if p.grad is not None]
-    for p in moving:
-        if not opt.state[p]:
-            opt.state[p].update(step=p.new_zeros(()), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
-    grads, state = [p.grad for p in moving], [opt.state[p] for p in moving]
-    moments = ([s[key] for s in state] for key in ("step", "exp_avg", "exp_avg_sq"))
-    changing = moving[0].new_tensor([group["lr"], clip])  # as a tensor: a number would be compiled in
-    step(moving, grads, *moments, changing, [p is unit for p in moving], *group["betas"], group["eps"])
+    along, squares = zip(*(look(p, p.grad, p is unit) for p in moving), strict=True)
+    norm = torch.stack(squares).sum().sqrt()
+    scale, lr = (clip / (norm + 1e-6)).clamp(max=1), norm.new_tensor(group["lr"])  # as a tensor: a number would be compiled in
+    for p, a in zip(moving, along, strict=True):
+        state = opt.state[p]
+        if not state:
+            state.update(step=p.new_zeros(()), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+        state["step"] += 1
+        move(p, p.grad, state["exp_avg"], state["exp_avg_sq"], a, p is unit, state["step"], scale, lr, *group["betas"], group["eps"])
 
 
+@no_type_check  # a checker's code in it could not be compiled; the same holds of the next
+def _look(p: Tensor, g: Tensor, unit: bool) -> tuple[Tensor, Tensor]:
+    """The gradient's component along rows of unit norm [m, 1], or 0; and the squared norm of what is left."""
+    along = (p * g).sum(1, keepdim=True) if unit else g.new_zeros(())
+    return along, (g - p * along).square().sum()
+
+
+@no_type_check
 def _move(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    steps: Sequence[Tensor],
-    firsts: Sequence[Tensor],
-    seconds: Sequence[Tensor],
-    changing: Tensor,
-    unit: Sequence[bool],
+    p: Tensor,
+    g: Tensor,
+    m: Tensor,
+    v: Tensor,
+    a: Tensor,
+    unit: bool,
+    step: Tensor,
+    scale: Tensor,
+    lr: Tensor,
     b1: float,
     b2: float,
     eps: float,
 ) -> None:
-    """Adam as torch defines it, in place; gradients along rows of unit norm removed first, and those rows scaled after it."""
-    lr, clip = changing.unbind()
-    across = [g - p * (p * g).sum(1, keepdim=True) if rows else g for p, g, rows in zip(params, grads, unit, strict=True)]
-    norm = torch.stack([g.double().square().sum() for g in across]).sum().sqrt()
-    scale = (clip / (norm + 1e-6)).clamp(max=1).to(lr.dtype)
-    for p, g, t, m, v, rows in zip(params, across, steps, firsts, seconds, unit, strict=True):
-        t.add_(1)
-        m.lerp_(g * scale, 1 - b1)
-        v.mul_(b2).addcmul_(g * scale, g * scale, value=1 - b2)
-        moved = p - lr / (1 - b1**t) * m / ((v / (1 - b2**t)).sqrt() + eps)
-        p.copy_(moved / moved.norm(dim=1, keepdim=True).clamp(min=1e-8) if rows else moved)
+    """Adam as torch defines it, in place; rows of unit norm are scaled after it."""
+    g = (g - p * a) * scale
+    m.lerp_(g, 1 - b1)
+    v.mul_(b2).addcmul_(g, g, value=1 - b2)
+    moved = p - lr / (1 - b1**step) * m / ((v / (1 - b2**step)).sqrt() + eps)
+    p.copy_(moved / moved.norm(dim=1, keepdim=True).clamp(min=1e-8) if unit else moved)
 
 
 @functools.cache
-def _compiled() -> Step:
-    return torch.compile(_move, fullgraph=True, dynamic=False)
+def _compiled() -> tuple[Callable[..., tuple[Tensor, Tensor]], Callable[..., None]]:
+    look, move = (torch.compile(f, fullgraph=True, dynamic=False) for f in (_look, _move))
+    return look, move

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -32,6 +35,24 @@ def race(*candidates: Callable[[], object], repeats: int = 2) -> list[float]:
                 candidate()
                 best[i] = min(best[i], time.process_time() - start)
     return best
+
+
+def peak_mib(call: Callable[[], object]) -> float:
+    """Memory that a call takes at its peak beyond what was there before; it is called twice, so that nothing is the first time."""
+    call()
+    before = _memory_mib("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is there now
+    result = call()
+    found = _memory_mib("VmHWM") - before
+    del result
+    return found
+
+
+def _memory_mib(field: str) -> float:
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
 
 
 @dataclass(frozen=True)

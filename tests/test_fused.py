@@ -1,4 +1,4 @@
-"""The compiled step of a GPU, on the CPU: torch's own, by the formula as it stands and as torch compiles it."""
+"""The step of a GPU is torch's own: here on the CPU, as it stands and as torch traces it. tests/test_gpu.py compiles it."""
 
 from __future__ import annotations
 
@@ -8,22 +8,18 @@ import pytest
 import torch
 
 from baselines import fused, parts
-from baselines.compiled import compiler
 from baselines.parts import Weights
 from tests.worlds import dictionary
 
-FORMS: dict[str, Callable[[], fused.Step]] = {
-    "as it stands": lambda: fused._move,
-    "traced": lambda: torch.compile(fused._move, fullgraph=True, dynamic=False, backend="aot_eager"),
-    "compiled": fused._compiled,
-}
+Form = tuple[Callable, Callable]
 
 
-@pytest.fixture(scope="module", params=FORMS)
-def step(request: pytest.FixtureRequest) -> fused.Step:
-    if request.param == "compiled" and compiler() is None:
-        pytest.skip("no C++ compiler")
-    return FORMS[request.param]()
+@pytest.fixture(scope="module", params=["as it stands", "traced"])
+def form(request: pytest.FixtureRequest) -> Form:
+    if request.param == "as it stands":
+        return fused._look, fused._move
+    look, move = (torch.compile(f, fullgraph=True, dynamic=False, backend="aot_eager") for f in (fused._look, fused._move))
+    return look, move
 
 
 def moving(m: int, d: int) -> tuple[Weights, torch.optim.Adam]:
@@ -35,7 +31,7 @@ def moving(m: int, d: int) -> tuple[Weights, torch.optim.Adam]:
 
 @pytest.mark.parametrize("clip", [1e-2, float("inf")])
 @pytest.mark.parametrize("unit", [True, False])
-def test_the_step_is_torch_s(step: fused.Step, clip: float, unit: bool) -> None:
+def test_the_step_is_torch_s(form: Form, clip: float, unit: bool) -> None:
     (a, ours), (b, theirs) = moving(33, 20), moving(33, 20)
     g = torch.Generator().manual_seed(0)
     for i in range(12):
@@ -44,7 +40,7 @@ def test_the_step_is_torch_s(step: fused.Step, clip: float, unit: bool) -> None:
             mine.grad = None if rests else torch.randn(mine.shape, generator=g)
             other.grad = None if mine.grad is None else mine.grad.clone()
         ours.param_groups[0]["lr"] = theirs.param_groups[0]["lr"] = 0.01 / (i + 1)
-        fused._adam(step, ours, a.W_dec if unit else None, clip)
+        fused._adam(*form, ours, a.W_dec if unit else None, clip)
         if unit:
             parts.remove_parallel_gradient(b)
         torch.nn.utils.clip_grad_norm_(list(b.named().values()), clip)

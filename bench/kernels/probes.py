@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import numpy as np
 from jaxtyping import Float, Integer
+from scipy.linalg import cho_factor, cho_solve
 from scipy.special import expit
 
 _STEPS = 100
 _TOLERANCE = 1e-11
+_SERVES = 0.1  # a curvature is kept while each step with it leaves at most this share of the gradient
 
 
 def rank_by_difference(means: Float[np.ndarray, "2 m"]) -> Integer[np.ndarray, " m"]:
@@ -56,17 +60,22 @@ def nested_logistic(
 
 
 def _newton(design: np.ndarray, y: np.ndarray, mass: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """[k + 1] the minimum, intercept first, by Newton steps from w, halved until the objective falls enough (Armijo)."""
+    """[k + 1] the minimum, intercept first, by Newton steps from w, halved until the objective falls enough (Armijo).
+
+    The curvature costs k times as much as the gradient: it is worked out anew only where the last one served badly.
+    """
     penalty = np.append(0.0, np.ones(design.shape[1] - 1))
-    ridge, enough = np.diag(penalty + 1e-10), _TOLERANCE * max(1.0, float(mass.sum()))
-    margin = design @ w
+    ridge, enough = np.diag(penalty + 1e-8), _TOLERANCE * max(1.0, float(mass.sum()))
+    margin, curvature, before = design @ w, None, 0.0
     prob, value = _objective(margin, y, mass, w)
     for _ in range(_STEPS):
         gradient = (mass * (prob - y)) @ design + penalty * w
-        if np.abs(gradient).max() < enough:
+        largest = float(np.abs(gradient).max())
+        if largest < enough:
             break
-        half = design * np.sqrt(mass * prob * (1 - prob))[:, None]
-        step = np.linalg.solve(half.T @ half + ridge, gradient)  # the product of a matrix with itself takes half the work
+        if curvature is None or largest > _SERVES * before:
+            curvature = _curvature(design, np.sqrt(mass * prob * (1 - prob)), ridge)
+        before, step = largest, cho_solve(curvature, gradient, check_finite=False)
         along, slope, size = design @ step, float(gradient @ step), 1.0
         while True:
             prob, now = _objective(margin - size * along, y, mass, w - size * step)
@@ -75,6 +84,15 @@ def _newton(design: np.ndarray, y: np.ndarray, mass: np.ndarray, w: np.ndarray) 
             size /= 2
         margin, w, value = margin - size * along, w - size * step, now
     return w
+
+
+def _curvature(design: np.ndarray, root: np.ndarray, ridge: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Cholesky factor of the Hessian designᵀ diag(root²) design + ridge, in float32 where that will do: it only points the way."""
+    for dtype in (np.float32, np.float64):
+        half = np.multiply(design, root[:, None], dtype=dtype, casting="same_kind")  # its product with itself takes half the work
+        with suppress(np.linalg.LinAlgError):
+            return cho_factor(half.T @ half + ridge.astype(dtype), overwrite_a=True, check_finite=False)
+    raise np.linalg.LinAlgError("the Hessian of a logistic regression is not positive definite")
 
 
 def _objective(margin: np.ndarray, y: np.ndarray, mass: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, float]:

@@ -56,6 +56,11 @@ class Codes:
         """The same memory as a SciPy matrix [n, d_sae]."""
         return sp.csr_matrix((self.values, self.indices, self.indptr), shape=(self.n, self.d_sae))
 
+    @property
+    def rows(self) -> np.ndarray:
+        """[nnz] token of each active code."""
+        return np.repeat(np.arange(self.n), np.diff(self.indptr))
+
     def take(self, rows: np.ndarray) -> Codes:
         """Codes of some tokens, by index or boolean mask."""
         return _from_matrix(self.matrix[rows], self.d_sae)
@@ -85,9 +90,10 @@ class Codes:
             n_groups: Number of groups; an empty group has mean 0.
         """
         sizes = np.bincount(groups[groups >= 0], minlength=n_groups)
-        inside = np.flatnonzero(groups >= 0)
-        member = sp.csr_matrix((np.ones(len(inside)), (groups[inside], inside)), shape=(n_groups, self.n))
-        sums = sp.csr_matrix(member @ self.matrix.astype(np.float64)).toarray()
+        group = groups[self.rows]
+        inside = slice(None) if np.all(groups >= 0) else group >= 0
+        flat = group[inside] * self.d_sae + self.indices[inside]
+        sums = np.bincount(flat, self.values[inside], n_groups * self.d_sae).reshape(n_groups, self.d_sae)
         return sums / np.maximum(sizes, 1)[:, None]
 
     def pooled(self, groups: np.ndarray, n_groups: int) -> Codes:
@@ -97,8 +103,14 @@ class Codes:
         return _from_matrix(sp.csr_matrix(member @ self.matrix), self.d_sae)
 
     def columns(self, latents: np.ndarray) -> np.ndarray:
-        """[n, len(latents)] dense codes of a few latents."""
-        return self.matrix[:, latents].toarray()
+        """[n, len(latents)] dense codes of a few latents, no two the same."""
+        place, wanted = np.zeros(self.d_sae, dtype=np.int64), np.zeros(self.d_sae, dtype=bool)
+        place[latents], wanted[latents] = np.arange(len(latents)), True
+        some = np.flatnonzero(wanted[self.indices])
+        row = np.searchsorted(self.indptr, some, side="right") - 1
+        out = np.zeros((self.n, len(latents)), dtype=np.float32)
+        out[row, place[self.indices[some]]] = self.values[some]
+        return out
 
     def dense_blocks(self, rows: int = 1024) -> Iterator[tuple[slice, np.ndarray]]:
         """Yield (slice of tokens, dense block), for SAEs that can only decode dense codes."""
@@ -114,4 +126,6 @@ class Codes:
 
 def _from_matrix(m: sp.csr_matrix, d_sae: int) -> Codes:
     m.sort_indices()
-    return Codes(m.indptr.astype(np.int64), m.indices.astype(np.int32), m.data.astype(np.float32), d_sae)
+    return Codes(
+        m.indptr.astype(np.int64, copy=False), m.indices.astype(np.int32, copy=False), m.data.astype(np.float32, copy=False), d_sae
+    )

@@ -14,6 +14,7 @@ from bench.sae.codes import Codes
 from bench.store import array_sha256
 
 _BLOCK_NUMBERS = 2**24  # dense pre-activations held at a time: 64 MiB of float32
+_SCREENED = 8_192  # tokens for which a screening is prepared: it pays, and what it lists stays small
 _CACHED = 512  # tokens at a time on a CPU
 
 
@@ -79,15 +80,15 @@ class DenseSAE:
             return Codes.from_dense(np.zeros((0, self.d_sae), dtype=np.float32))
         inputs = torch.from_numpy(np.require(x, np.float32, ["C", "W"]))
         if self.W_enc.dtype == torch.float32 and encoding.screens(inputs, self.W_enc):
-            return self._screened(inputs.to(self.W_enc.device))
+            w = self.W_enc.T.contiguous()
+            return Codes.concat([self._screened(part.to(w.device), w) for part in inputs.split(_SCREENED)])
         if self.W_enc.device.type == "cpu" and not isinstance(self.act, TopK):
             return self._above(np.asarray(x, dtype=np.float32))
         block = max(16, _BLOCK_NUMBERS // self.d_sae)
         return Codes.concat([self._block(torch.from_numpy(np.array(x[i : i + block], np.float32))) for i in range(0, len(x), block)])
 
-    def _screened(self, x: Tensor) -> Codes:
-        """Codes by a product in bfloat16 that finds them, and float32 that works them out."""
-        w = self.W_enc.T.contiguous()
+    def _screened(self, x: Tensor, w: Tensor) -> Codes:
+        """Codes by a product in bfloat16 that finds them, and float32 that works them out; `w` holds encoder rows."""
         if isinstance(self.act, TopK):
             k = min(self.act.k, self.d_sae)
             flat, values = encoding.top(x, w, self.b_enc, k, self.b_pre)
