@@ -74,5 +74,4 @@ def _move(
 
 @functools.cache
 def _compiled() -> tuple[Callable[..., tuple[Tensor, Tensor]], Callable[..., None]]:
-    look, move = (torch.compile(f, fullgraph=True, dynamic=False) for f in (_look, _move))
-    return look, move
+    return torch.compile(_look, fullgraph=True, dynamic=False), torch.compile(_move, fullgraph=True, dynamic=False)

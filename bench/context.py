@@ -15,6 +15,8 @@ from bench.data.concepts import Concepts
 from bench.data.labelled import Labelled, load_set
 from bench.data.labelled import identity as labelled_identity
 from bench.data.text import Corpus, Rows, rows_of, tokenised
+from bench.judge.questions import Judge
+from bench.judge.statistics import StatisticsJudge
 from bench.lm.concepts import Hierarchy, Spelling
 from bench.lm.harvest import Harvest, keep_mask, norm_cut
 from bench.lm.hf import LanguageModel
@@ -83,6 +85,7 @@ class Context:
         labelled: Reads a labelled set by name.
         two_way: Reads a set with two attributes by name.
         classes: Reads a set of several classes by name.
+        judge: Explains latents and detects them by their explanations.
     """
 
     has_lm: ClassVar[bool] = True  # a planted world has none
@@ -95,6 +98,7 @@ class Context:
     labelled: Callable[[str], Labelled] = load_set
     two_way: Callable[[str], TwoWay] = load_two_way
     classes: Callable[[str], Classes] = load_classes
+    judge: Judge = StatisticsJudge()
 
     def sets_identity(self, kind: Literal["labelled", "two_way", "classes"], names: tuple[str, ...]) -> str:
         """Hash of what sets of a kind hold; part of the key of what is measured on them."""
@@ -124,15 +128,19 @@ class Context:
         """Norm above which a token is left out at this site."""
         return norm_cut(self.lm, self.hook, self.corpus, self.store)
 
+    def evaluation_rows(self, tokens: int) -> Rows:
+        """The first `tokens` tokens of the evaluation part, one row of each document."""
+        return tokenised(self.lm, self.corpus, "eval", tokens, self.store, rows_per_document=1)
+
     def text(self, tokens: int) -> Tokens:
         """The first `tokens` tokens of the evaluation part, with activations and mask."""
-        rows = tokenised(self.lm, self.corpus, "eval", tokens, self.store, rows_per_document=1)
+        rows = self.evaluation_rows(tokens)
         x = Harvest(self.lm, self.hook, self.store).tokens(rows)
         return Tokens(rows, x, keep_mask(rows, x, self.norm_cut))
 
     def text_cached(self, tokens: int) -> tuple[int, int]:
         """How many tokens `text` would read, and how many of them are stored already."""
-        rows = tokenised(self.lm, self.corpus, "eval", tokens, self.store, rows_per_document=1)
+        rows = self.evaluation_rows(tokens)
         return len(rows.ids), round(len(rows.ids) * Harvest(self.lm, self.hook, self.store).cached(rows))
 
     def text_codes(self, sae: Canonical, text: Tokens) -> Codes:

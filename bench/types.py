@@ -105,11 +105,13 @@ class Work:
         read: Name of what is read → tokens in all and tokens already stored.
         tail: Tokens that run through the layers after the hook and the unembedding.
         gflop_per_latent: Arithmetic beyond the language model and the codes that grows with the number of latents.
+        calls: How many questions go to a judge, with a typical one of each kind.
     """
 
     read: dict[str, tuple[int, int]]
     tail: int = 0
     gflop_per_latent: float = 0.0
+    calls: tuple[tuple[int, Any], ...] = ()
 
 
 @runtime_checkable

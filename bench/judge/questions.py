@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from bench.store import digest
@@ -122,4 +122,10 @@ class Judge(Protocol):
 
 def prompt_hash(*parts: Any) -> str:
     """Identity of a question to somebody."""
-    return digest([asdict(p) if isinstance(p, Explain | Detect) else p for p in parts])
+    return digest([_plain(p) for p in parts])
+
+
+def _plain(part: Any) -> Any:
+    if isinstance(part, Explain):
+        return ["explain", *([[w.tokens, w.codes] for w in some] for some in (part.examples, part.contrast))]
+    return ["detect", part.explanation, part.windows] if isinstance(part, Detect) else part

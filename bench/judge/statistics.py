@@ -22,6 +22,7 @@ _PRIOR = 0.5  # tokens' worth of belief that a latent fires on anything
 _RARE = 0.5  # a token that no contrast window has counts as half seen there
 _KEPT = 20  # tokens of each place in an explanation
 _DIGITS = 3
+_Seen = Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,11 @@ def readable(explanation: str) -> str:
 
 
 def _explain(q: Explain) -> Answer:
-    model = _fit(q.examples, q.contrast)
-    held_out = [_score(_fit(_without(q.examples, i), q.contrast), q.examples[i].tokens) for i in range(len(q.examples))]
+    background = Counter(t for w in q.contrast for t in _folded(w.tokens))
+    largest = max((max(w.codes, default=0.0) for w in q.examples), default=0.0) or 1.0
+    seen = [_seen(w, largest) for w in q.examples]
+    model = _model(seen, background)
+    held_out = [_score(_model(seen[:i] + seen[i + 1 :], background), w.tokens) for i, w in enumerate(q.examples)]
     others = [_score(model, w.tokens) for w in q.contrast]
     raw = json.dumps({**model, "at_least": _threshold(held_out, others)}, ensure_ascii=False)
     return Answer(prompt_hash(VERSION, q), raw, "ok", explanation=raw)
@@ -68,28 +72,34 @@ def _detect(q: Detect) -> Answer:
     return Answer(prompt_hash(VERSION, q), json.dumps(score), "ok", said=said, score=score)
 
 
-def _fit(examples: Sequence[Window], contrast: Sequence[Window]) -> dict[str, dict[str, float]]:
-    """For each place, the tokens that are likelier there by the logarithm of the ratio, the largest first."""
-    background = Counter(t for w in contrast for t in _folded(w.tokens))
-    total = sum(background.values())
-    share = {place: defaultdict[str, float](float) for place in _PLACES}
-    largest = max((max(w.codes, default=0.0) for w in examples), default=0.0) or 1.0
-    for w in examples:
-        tokens = _folded(w.tokens)
-        weights = [max(0.0, c) / largest for c in w.codes]
-        for i, weight in enumerate(weights):
-            share["on"][tokens[i]] += weight
-            share["after"][tokens[i - 1] if i else ""] += weight
-        for t in {t for t, weight in zip(tokens, weights, strict=True) if not weight}:
-            share["near"][t] += 1 / len(tokens)
+def _seen(w: Window, largest: float) -> _Seen:
+    """How much of a window's activation stands at each place with each token."""
+    tokens, seen = _folded(w.tokens), {place: defaultdict[str, float](float) for place in _PLACES}
+    for i, code in enumerate(w.codes):
+        if code > 0:
+            seen["on"][tokens[i]] += code / largest
+            seen["after"][tokens[i - 1] if i else ""] += code / largest
+    for t in {t for t, code in zip(tokens, w.codes, strict=True) if code <= 0}:
+        seen["near"][t] += 1 / len(tokens)
+    return seen
 
-    def ratio(place: str, token: str) -> float:
-        usual = max(background[token], _RARE) / max(total, 1)
-        mass = sum(share[place].values())
-        return round(math.log((share[place][token] + _PRIOR * usual) / (mass + _PRIOR) / usual), _DIGITS)
 
-    found = {p: {t: r for t in share[p] if t and (r := ratio(p, t)) > 0} for p in _PLACES}
-    return {p: dict(sorted(f.items(), key=lambda item: (-item[1] * share[p][item[0]], item[0]))[:_KEPT]) for p, f in found.items()}
+def _model(windows: Sequence[_Seen], background: Mapping[str, int]) -> dict[str, dict[str, float]]:
+    """For each place, the tokens that are likelier there by the logarithm of the ratio, those that matter most first."""
+    total = max(sum(background.values()), 1)
+    found: dict[str, dict[str, float]] = {}
+    for place in _PLACES:
+        share = defaultdict[str, float](float)
+        for w in windows:
+            for t, weight in w[place].items():
+                share[t] += weight
+        mass, kept = sum(share.values()) + _PRIOR, list[tuple[float, str, float]]()
+        for t, weight in share.items():
+            usual = max(background.get(t, 0), _RARE) / total
+            if t and (ratio := round(math.log((weight + _PRIOR * usual) / mass / usual), _DIGITS)) > 0:
+                kept.append((-ratio * weight, t, ratio))
+        found[place] = {t: ratio for _, t, ratio in sorted(kept)[:_KEPT]}
+    return found
 
 
 def _score(model: Mapping[str, Mapping[str, float]], tokens: Sequence[str]) -> float:
@@ -111,10 +121,6 @@ def _threshold(active: Sequence[float], inactive: Sequence[float]) -> float:
         return sum(a > cut for a in active) / len(active) + sum(i <= cut for i in inactive) / len(inactive)
 
     return round(max(cuts, key=lambda c: (right(c), c)), _DIGITS)
-
-
-def _without(examples: Sequence[Window], i: int) -> list[Window]:
-    return [w for j, w in enumerate(examples) if j != i]
 
 
 def _folded(tokens: Iterable[str]) -> list[str]:

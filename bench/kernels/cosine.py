@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from bench.kernels.orthogonality import nearest
@@ -38,6 +39,32 @@ def nearest_in(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"], block: int = 25
     """[rows of a] largest cosine of each row of `a` to any row of `b`."""
     other = unit(b).T
     return torch.cat([(part @ other).max(dim=1).values for part in unit(a).split(block)]).clamp(-1, 1)
+
+
+def nearest_others(
+    w: Float[np.ndarray, "m d"], rows: Integer[np.ndarray, " q"], among: Integer[np.ndarray, " c"], count: int, block: int = 256
+) -> tuple[Integer[np.ndarray, "q k"], Float[np.ndarray, "q k"]]:
+    """The most similar other rows of some rows.
+
+    Args:
+        w: [m, d] rows of unit norm.
+        rows: [q] rows asked about.
+        among: [c] rows that may be named, a row itself never.
+        count: How many; fewer where there are not so many others.
+        block: Rows compared at a time; bounds memory, never changes the value.
+
+    Returns:
+        [q, k] rows, the most similar first, and their cosines.
+    """
+    k = min(count, len(among) - 1)
+    found, cosines = np.empty((len(rows), k), dtype=np.int64), np.empty((len(rows), k), dtype=np.float32)
+    for i in range(0, len(rows), block):
+        part = rows[i : i + block]
+        s = w[part] @ w[among].T
+        s[part[:, None] == among[None]] = -np.inf
+        best = np.argsort(-s, axis=1, kind="stable")[:, :k] if k > 0 else np.empty((len(part), 0), dtype=np.int64)
+        found[i : i + block], cosines[i : i + block] = among[best], np.take_along_axis(s, best, axis=1)
+    return found, cosines
 
 
 def random_level(m: int, d: int, seed: int = 0) -> float:

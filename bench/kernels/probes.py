@@ -116,11 +116,20 @@ def scores(y: Integer[np.ndarray, " n"], margin: Float[np.ndarray, " n"]) -> dic
     said = margin > 0
     hits = float((said & (y == 1)).sum())
     positives = float((y == 1).sum())
-    below = np.sort(margin[y == 0])
-    won = sum(np.searchsorted(below, margin[y == 1], side).sum() for side in ("left", "right")) / 2
-    pairs = positives * (len(y) - positives)
     return {
         "accuracy": float((said == (y == 1)).mean()),
         "f1": 2 * hits / (float(said.sum()) + positives),
-        "auc": float(won) / pairs,
+        "auc": auc(y, margin),
     }
+
+
+def auc(y: Integer[np.ndarray, " n"], score: Float[np.ndarray, " n"]) -> float:
+    """Share of pairs of a positive and a negative in which the positive has the larger score; ties count half.
+
+    Example:
+        >>> auc(np.array([0, 1, 1]), np.array([0.2, 0.2, 0.9]))
+        0.75
+    """
+    below, above = np.sort(score[y == 0]), score[y == 1]
+    won = sum(np.searchsorted(below, above, side).sum() for side in ("left", "right")) / 2
+    return float(won) / (len(below) * len(above))

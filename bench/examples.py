@@ -1,0 +1,146 @@
+"""A text read latent by latent: where each fires, and windows of tokens around it. Never dense."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import scipy.sparse as sp
+
+from bench.context import Context, Tokens
+from bench.judge.questions import Window
+from bench.kernels import cosine, windows
+from bench.sae.canonical import Canonical
+from bench.sae.codes import Codes
+
+RADIUS = 10  # tokens to either side of a window's centre
+_CANDIDATES = 20_000  # firings of one latent that are looked at, beside as many of the strongest
+_BROKEN = "\ufffd"  # what a token that ends within a character decodes to
+_NEIGHBOURS = 5
+
+
+@dataclass(frozen=True)
+class Firings:
+    """Where one latent fires.
+
+    Args:
+        at: [f] tokens, ascending.
+        strength: [f] size of the code on each.
+    """
+
+    at: np.ndarray
+    strength: np.ndarray
+
+    @property
+    def strongest(self) -> np.ndarray:
+        """[f] indices of the firings, the strongest first."""
+        return np.argsort(-self.strength, kind="stable")
+
+    def codes(self, start: int, end: int) -> tuple[float, ...]:
+        """Code of each token from `start` to before `end`, 0 where the latent is inactive."""
+        first, last = np.searchsorted(self.at, [start, end])
+        out = np.zeros(end - start)
+        out[self.at[first:last] - start] = self.strength[first:last]
+        return tuple(round(float(v), 4) for v in out)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A text with an SAE's codes.
+
+    Args:
+        tokens: The text; special tokens, such as BOS, are never shown.
+        codes: Codes of its kept tokens.
+        pieces: Text of every token id that occurs.
+        decode: Text of several token ids.
+        place: [kept] token of each row of the codes.
+    """
+
+    tokens: Tokens
+    codes: Codes
+    pieces: dict[int, str]
+    decode: object = field(repr=False)
+    place: np.ndarray
+
+    @staticmethod
+    def of(sae: Canonical, ctx: Context, tokens: int, permuted: bool = False) -> Reader:
+        """The first tokens of the evaluation text, as an SAE codes them.
+
+        Args:
+            sae: Canonical SAE.
+            ctx: Gives text, activations and codes.
+            tokens: How many.
+            permuted: A control: every token gets the codes of another, drawn at random.
+        """
+        text = ctx.text(tokens)
+        place = np.flatnonzero(text.keep)
+        if permuted:
+            place = ctx.rng("examples", "permuted").permutation(place)
+        decode = ctx.lm.tokenizer.decode
+        pieces = {int(i): decode([int(i)]) for i in np.unique(text.rows.ids)}
+        return Reader(text, ctx.text_codes(sae, text), pieces, decode, place)
+
+    @cached_property
+    def layout(self) -> windows.Layout:
+        """The windows of all tokens."""
+        rows = self.tokens.rows
+        return windows.layout(rows.ids, rows.special, rows.offsets, RADIUS)
+
+    @cached_property
+    def _columns(self) -> sp.csc_matrix:
+        return self.codes.matrix.tocsc()
+
+    def firings(self, latent: int) -> Firings:
+        """Where a latent fires."""
+        span = slice(*self._columns.indptr[latent : latent + 2])
+        at, strength = self.place[self._columns.indices[span]], np.abs(self._columns.data[span])
+        order = np.argsort(at)
+        return Firings(at[order], strength[order])
+
+    def window(self, centre: int, firings: Firings) -> Window:
+        """The window around a token, with one latent's codes."""
+        start, end = int(self.layout.start[centre]), int(self.layout.end[centre])
+        return Window(self.strings(start, end), firings.codes(start, end))
+
+    def strings(self, start: int, end: int) -> tuple[str, ...]:
+        """Text of each token; characters that several tokens share stand at the last of them."""
+        ids = [int(i) for i in self.tokens.rows.ids[start:end]]
+        pieces = [self.pieces[i] for i in ids]
+        if not any(_BROKEN in p for p in pieces):
+            return tuple(pieces)
+        whole = [str(self.decode(ids[:k])) for k in range(len(ids) + 1)]  # pyright: ignore[reportCallIssue]
+        shown, out = 0, []
+        for text in whole[1:]:
+            complete = len(text.rstrip(_BROKEN)) if text is not whole[-1] else len(text)
+            out.append(text[shown : max(shown, complete)])
+            shown = max(shown, complete)
+        return tuple(out)
+
+    def documents(self, at: np.ndarray) -> np.ndarray:
+        """[n] document of some tokens."""
+        return self._document[at]
+
+    @cached_property
+    def _document(self) -> np.ndarray:
+        return self.tokens.rows.token_document
+
+
+def candidates(firings: Firings, rng: np.random.Generator) -> np.ndarray:
+    """Tokens where a latent fires, the strongest first; of one that fires very often only some beside the strongest."""
+    order = firings.strongest
+    if len(order) > 2 * _CANDIDATES:
+        order = np.concatenate([order[:_CANDIDATES], np.sort(rng.choice(order[_CANDIDATES:], _CANDIDATES, replace=False))])
+        order = order[np.argsort(-firings.strength[order], kind="stable")]
+    return firings.at[order]
+
+
+def neighbours(w_dec: np.ndarray, latents: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The most similar other decoder rows of some latents, among those present: [q, ≤ 5] latents, nearest first, and cosines.
+
+    Args:
+        w_dec: [d_sae, d] unit rows.
+        latents: [q].
+        present: [d_sae] latents that may be named.
+    """
+    return cosine.nearest_others(w_dec, latents, np.flatnonzero(present), _NEIGHBOURS)
