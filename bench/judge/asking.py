@@ -154,7 +154,9 @@ class Asking:
             body = job.request.body(FORMS[form])
             most = cost(self.manner.price, most_tokens(body), job.request.max_tokens) if self.manner.price else 0.0
             if bound := self.tally.budget.forbids(most):
-                self._stop = self._used_up(bound)
+                if bound == "calls" or not self._flights:  # those in flight may cost less than they can
+                    self._stop = self._used_up(bound)
+                self._again(job, now)
                 return
             self.tally.budget.begin(most)
             self._flights[asyncio.create_task(self._call(client, job.request, body))] = _Flight(job, form, now, most)
