@@ -72,6 +72,12 @@ _ARXIV: dict[str, tuple[str, str, str, str]] = {
         "2024",
         "2411.18895",
     ),
+    "paulo2024": (
+        "Automatically Interpreting Millions of Features in Large Language Models",
+        "Paulo, Gon{\\c{c}}alo and Mallen, Alex and Juang, Caden and Belrose, Nora",
+        "2024",
+        "2410.13928",
+    ),
     "engels2024": (
         "Not All Language Model Features Are One-Dimensionally Linear",
         "Engels, Joshua and Michaud, Eric J. and Liao, Isaac and Gurnee, Wes and Tegmark, Max",

@@ -16,7 +16,7 @@ from bench.data.labelled import Labelled, load_set
 from bench.data.labelled import identity as labelled_identity
 from bench.data.text import Corpus, Rows, rows_of, tokenised
 from bench.judge.questions import Judge
-from bench.judge.statistics import StatisticsJudge
+from bench.judge.statistics import OFFLINE
 from bench.lm.concepts import Hierarchy, Spelling
 from bench.lm.harvest import Harvest, keep_mask, norm_cut
 from bench.lm.hf import LanguageModel
@@ -98,7 +98,7 @@ class Context:
     labelled: Callable[[str], Labelled] = load_set
     two_way: Callable[[str], TwoWay] = load_two_way
     classes: Callable[[str], Classes] = load_classes
-    judge: Judge = StatisticsJudge()
+    judge: Judge = OFFLINE
 
     def sets_identity(self, kind: Literal["labelled", "two_way", "classes"], names: tuple[str, ...]) -> str:
         """Hash of what sets of a kind hold; part of the key of what is measured on them."""

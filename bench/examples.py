@@ -89,7 +89,7 @@ class Reader:
 
     @cached_property
     def _columns(self) -> sp.csc_matrix:
-        return self.codes.matrix.tocsc()
+        return sp.csc_matrix(self.codes.matrix)
 
     def firings(self, latent: int) -> Firings:
         """Where a latent fires."""

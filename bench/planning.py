@@ -9,10 +9,14 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from bench.judge.limits import cost, price_of
+from bench.lm.hf import LanguageModel
 from bench.record import Records
 from bench.runner import Job, jobs
 from bench.spec import RunSpec
+from bench.types import Work
 
+_PER_MESSAGE = 5  # tokens that a chat's template puts around a message
 _EFFICIENCY = 0.6  # share of a bare matrix product's speed that a whole model reaches
 
 
@@ -25,7 +29,8 @@ def estimate(spec: RunSpec) -> dict[str, Any]:
         flops = flops or (0.0 if line["recorded"] else _speed())
         line["minutes"] = round(line.pop("gflop") / flops / 60, 2) if flops and not line["recorded"] else 0.0
         planned.append(line)
-    total = {k: sum(line[k] for line in planned) for k in ("minutes", "disk_mib")}
+    total: dict[str, Any] = {k: sum(line[k] for line in planned) for k in ("minutes", "disk_mib")}
+    total["judge"] = _bill([line["judge"] for line in planned if "judge" in line], spec)
     total["memory_mib"] = max((line["memory_mib"] for line in planned), default=0)
     return {"jobs": planned, "total": total}
 
@@ -57,8 +62,10 @@ def _job(job: Job, records: Records, seen: set[str]) -> dict[str, Any]:
     weights = sum(p.numel() for p in lm.model.parameters()) * 4 + 2 * 4 * job.subject.d_in * job.subject.d_sae
     memory = (weights + 2 * 4 * total * lm.d_model) / 2**20 + 1024
     disk = 4 * lm.d_model * (total - cached) / 2**20
+    asked = {"judge": _asked(work, lm)} if work.calls and "statistics" not in job.context.judge.identity.values() else {}
     return {
         **base,
+        **asked,
         "read_tokens": total,
         "cached_tokens": cached,
         "tail_tokens": work.tail,
@@ -66,6 +73,28 @@ def _job(job: Job, records: Records, seen: set[str]) -> dict[str, Any]:
         "memory_mib": round(memory),
         "disk_mib": round(disk),
     }
+
+
+def _asked(work: Work, lm: LanguageModel) -> dict[str, int]:
+    """Calls of a judge and their tokens, counted by the language model's tokenizer on typical questions."""
+    from bench.judge import prompts
+
+    found = {"calls": 0, "tokens_in": 0, "tokens_out": 0}
+    for n, question in work.calls:
+        words = [m["content"] for m in prompts.messages(question)]
+        found["calls"] += n
+        found["tokens_in"] += n * sum(len(lm.tokenizer(w, add_special_tokens=False)["input_ids"]) + _PER_MESSAGE for w in words)
+        found["tokens_out"] += n * prompts.usual_answer(question)
+    return found
+
+
+def _bill(asked: list[dict[str, int]], spec: RunSpec) -> dict[str, Any] | None:
+    """What all calls cost; None where nobody is paid, a cost of None where the price is unknown."""
+    if not asked:
+        return None
+    tokens = {k: sum(a[k] for a in asked) for k in ("calls", "tokens_in", "tokens_out")}
+    price = price_of(spec.judge_price)
+    return {**tokens, "usd": round(cost(price, tokens["tokens_in"], tokens["tokens_out"]), 4) if price else None}
 
 
 def _speed() -> float:

@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 from bench import registry
+from bench.judge.questions import Spending
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "scipy", "scikit-learn")
 _OURS = ("bench", "tasks", "baselines")
@@ -81,3 +82,11 @@ def _device_name(device: str) -> str:
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def judge(now: Spending, before: Spending) -> dict[str, object]:
+    """What a judge cost between two moments; nothing where it was asked nothing that costs."""
+    spent = {f: getattr(now, f) - getattr(before, f) for f in ("calls", "cached", "tokens_in", "tokens_out")}
+    if not any(spent.values()):
+        return {}
+    return {"judge": {**spent, "usd": None if now.usd is None or before.usd is None else round(now.usd - before.usd, 6)}}

@@ -14,6 +14,7 @@ from bench.adapters import Given
 from bench.context import Context, site_facts
 from bench.data.text import open_corpus
 from bench.errors import BenchError, CheckpointError, ResourceError, UsageError
+from bench.judge import open_judge
 from bench.lm import identity, lm_reference, open_lm
 from bench.lm.harvest import out_of_memory
 from bench.lm.hf import LanguageModel
@@ -109,6 +110,7 @@ def jobs(spec: RunSpec, objects: Mapping[str, SAE] | None = None) -> list[Job]:
     against = open_sae(spec.against, given, records).loaded if spec.against else None
     device, store, corpus = pick_device(spec.device), Store.default(), open_corpus(spec.text)
     shared = cache(lambda reference: open_lm(reference, device, spec.dtype))
+    judge = open_judge(spec.judge_settings)
     made: list[Job] = []
     for loaded in opened:
         site, notes = _site(spec, loaded, shared)
@@ -117,7 +119,8 @@ def jobs(spec: RunSpec, objects: Mapping[str, SAE] | None = None) -> list[Job]:
         if is_world(notes[0]):
             context = _planted(notes[0], subject, store, spec.seed, other)
         else:
-            context = Context(partial(_fitting, partial(shared, notes[0]), subject), site, corpus, store, spec.seed, other)
+            opener = partial(_fitting, partial(shared, notes[0]), subject)
+            context = Context(opener, site, corpus, store, spec.seed, other, judge=judge)
         sae = Canonical(_on_device(loaded.sae, device))
         made += [_job(subject, sae, t, context, (*notes[1], *doubts)) for t in tasks]
     return made
@@ -154,7 +157,7 @@ def measure(todo: list[Job], records: Records) -> Iterator[Outcome]:
 
 
 def _measure(job: Job, records: Records) -> Record:
-    start = time.perf_counter()
+    start, spent = time.perf_counter(), job.context.judge.spending
     try:
         answer = job.task.run(job.sae, job.context)
     except NoLanguageModelError as e:
@@ -165,6 +168,7 @@ def _measure(job: Job, records: Records) -> Record:
         "seconds": round(time.perf_counter() - start, 3),
         "peak_memory_mib": provenance.peak_memory_mb(),
         "measured_at": provenance.now(),
+        **provenance.judge(job.context.judge.spending, spent),
     }
     record = make_record(job.subject, job.facts, job.data, job.context.seed, answer, facts)
     record = record.model_copy(update={"warnings": [*job.notes, *record.warnings]})

@@ -10,7 +10,7 @@ import numpy as np
 
 from bench.context import Context
 from bench.errors import UsageError
-from bench.examples import Firings, Reader, candidates, neighbours
+from bench.examples import Reader
 from bench.judge.questions import Answer, Detect, Explain, Judge, Question, Window
 from bench.judge.statistics import StatisticsJudge
 from bench.kernels import detection, windows
@@ -18,64 +18,10 @@ from bench.kernels.statistics import mean_interval
 from bench.rng import numpy_rng
 from bench.sae.canonical import Canonical
 from bench.types import Metric, NotApplicable, Result, Work
+from tasks.autointerp_windows import PROTOCOLS, Examples, Protocol, examples_of
 
-_CONTRAST = 40  # windows without the latent, for a judge that counts tokens
-_DRAWN = 50  # candidates drawn for each window that is wanted
-_FEWEST_HARD = 0.5  # share of the hard negatives wanted that must be there
 _LISTS = {"random": "", "hard": "_hard"}
 _NAMES = ("accuracy", "balanced_accuracy", "auc")
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How many windows of each kind.
-
-    Args:
-        firings: Fewest firings of a latent that is looked at.
-        top: Strongest windows to explain by, and to test on.
-        weighted: Likewise, windows drawn with probability ∝ activation².
-        deciles: Test windows from each tenth of the strengths.
-        negatives: Inactive windows of each kind.
-        spare: Active windows to explain by that must exist, whether or not they are used.
-        together: Test windows are judged as one list; else one at a time.
-        apart: Explanation and test use different documents.
-    """
-
-    firings: int
-    top: tuple[int, int]
-    weighted: tuple[int, int]
-    deciles: int
-    negatives: int
-    spare: int
-    together: bool
-    apart: bool
-
-
-PROTOCOLS = {
-    "saebench": Protocol(16, (10, 2), (5, 2), 0, 10, 0, together=True, apart=False),
-    "ortsae": Protocol(65, (10, 0), (0, 0), 5, 50, 15, together=False, apart=True),
-}
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Windows of one latent, by their centres.
-
-    Args:
-        latent: Which.
-        firings: How often it is active.
-        explain: Active ones for the explanation.
-        test: Active ones to be detected, with their kind.
-        negatives: Inactive ones by list: `random`, `hard` (another latent with a similar decoder row is active).
-        contrast: More random inactive ones.
-    """
-
-    latent: int
-    firings: Firings
-    explain: np.ndarray
-    test: list[tuple[str, int]]
-    negatives: dict[str, np.ndarray]
-    contrast: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -99,7 +45,7 @@ class Autointerp:
 
     name: ClassVar[str] = "autointerp"
     version: ClassVar[int] = 1
-    sources: ClassVar[tuple[str, ...]] = ("karvonen2025", "korznikov2025", "paulo2024")
+    sources: ClassVar[tuple[str, ...]] = ("karvonen2025saebench", "korznikov2025ortsae", "paulo2024")
     caveats: ClassVar[tuple[str, ...]] = (
         "the score is the judge's as much as the SAE's: compare SAEs under one judge, and with the token statistics beside it",
         "latents that fire too seldom for the protocol are left out: read `eligible_share`",
@@ -135,7 +81,7 @@ class Autointerp:
             if len(found) == self.latents:
                 break
             tried += 1
-            if (some := _examples(protocol, reader, sae, int(latent), counts > 0, ctx)) is not None:
+            if (some := examples_of(protocol, reader, sae, int(latent), counts > 0, ctx)) is not None:
                 found.append(some)
         if len(found) < 2:
             return NotApplicable(f"{len(found)} of {sae.d_sae} latents have the windows that the protocol needs in {self.tokens} tokens")
@@ -154,86 +100,44 @@ class Autointerp:
             for by in judges
             for status in ("unscored", "failed")
         }
-        metrics = rescore(table, ctx.seed)
+        metrics = self.rescored(table, ctx.seed)
         if "balanced_accuracy_hard" not in metrics:
             return NotApplicable("no answer of the judge could be read: " + ", ".join(f"{k} {v}" for k, v in unread.items()))
         warnings = [f"{n} of {table['by'].count(k.partition('_')[0])} verdicts are {k}: left out" for k, n in unread.items() if n]
         return Result("balanced_accuracy_hard", {**metrics, **extra}, table, {**told, **unread}, tuple(warnings))
+
+    @staticmethod
+    def rescored(table: Mapping[str, Sequence[Any]], seed: int) -> dict[str, Metric]:
+        """The scores, from the verdicts alone.
+
+        Args:
+            table: The unit table: one row per verdict.
+            seed: Of the run; used by the bootstrap only.
+        """
+        column = {k: np.array(v, dtype=object) for k, v in table.items()}
+        metrics: dict[str, Metric] = {}
+        for by, prefix in (("judge", ""), ("statistics", "statistics_"), ("shuffled", "shuffled_")):
+            for name, suffix in _LISTS.items():
+                here = (column["by"] == by) & (column["list"] == name) & (column["status"] == "ok")
+                values = list[dict[str, float]]()
+                for latent in sorted(set(column["latent"][here])):
+                    some = here & (column["latent"] == latent)
+                    active, said, score = (column[c][some].astype(t) for c, t in (("active", bool), ("said", bool), ("score", float)))
+                    if 0 < active.sum() < len(active):
+                        values.append(detection.verdicts(active, said, score))
+                for measure in _NAMES if values else ():
+                    x = np.array([v[measure] for v in values])
+                    interval = mean_interval(x, numpy_rng(seed, "autointerp", "interval"), 0.0, 1.0)
+                    metrics[prefix + measure + suffix] = Metric(float(x.mean()), len(x), "latent", "own", "higher", interval)
+        listed = (column["by"] == "judge") & (column["list"] == "random")
+        floor = 1 - column["active"][listed].astype(bool).mean()
+        return {**metrics, "none_accuracy": Metric(float(floor), int(listed.sum()), "verdict", "census")}
 
 
 _COLUMNS = (
     *("latent", "firings", "by", "list", "kind", "active", "token"),
     *("said", "score", "status", "prompt", "raw", "explanation"),
 )
-
-
-def rescore(table: Mapping[str, Sequence[Any]], seed: int) -> dict[str, Metric]:
-    """The scores, from the verdicts alone.
-
-    Args:
-        table: The unit table: one row per verdict.
-        seed: Of the run; used by the bootstrap only.
-    """
-    column = {k: np.array(v, dtype=object) for k, v in table.items()}
-    metrics: dict[str, Metric] = {}
-    for by, prefix in (("judge", ""), ("statistics", "statistics_"), ("shuffled", "shuffled_")):
-        for name, suffix in _LISTS.items():
-            here = (column["by"] == by) & (column["list"] == name) & (column["status"] == "ok")
-            values = list[dict[str, float]]()
-            for latent in sorted(set(column["latent"][here])):
-                some = here & (column["latent"] == latent)
-                active, said, score = (column[c][some].astype(t) for c, t in (("active", bool), ("said", bool), ("score", float)))
-                if 0 < active.sum() < len(active):
-                    values.append(detection.verdicts(active, said, score))
-            for measure in _NAMES if values else ():
-                x = np.array([v[measure] for v in values])
-                interval = mean_interval(x, numpy_rng(seed, "autointerp", "interval"), 0.0, 1.0)
-                metrics[prefix + measure + suffix] = Metric(float(x.mean()), len(x), "latent", "own", "higher", interval)
-    listed = (column["by"] == "judge") & (column["list"] == "random")
-    floor = 1 - column["active"][listed].astype(bool).mean()
-    return {**metrics, "none_accuracy": Metric(float(floor), int(listed.sum()), "verdict", "census")}
-
-
-def _examples(p: Protocol, reader: Reader, sae: Canonical, latent: int, alive: np.ndarray, ctx: Context) -> Examples | None:
-    """Windows of a latent; None where there are too few for the protocol."""
-    rng, firings, text = ctx.rng("autointerp", "latent", latent), reader.firings(latent), reader.layout
-    halves = ctx.rng("autointerp", "documents").random(int(reader.tokens.rows.document.max()) + 1) < 0.5
-
-    def inside(at: np.ndarray, first: bool) -> np.ndarray:
-        return at[halves[reader.documents(at)] == first] if p.apart else at
-
-    ordered, strength = candidates(firings, rng), dict(zip(firings.at, firings.strength, strict=True))
-    top = windows.apart(text, inside(ordered, True), max(sum(p.top), p.spare), np.empty(0, dtype=np.int64))
-    drawn = ordered[windows.by_importance(np.array([strength[t] for t in ordered]), rng)]
-    weighted = windows.apart(text, drawn, sum(p.weighted), top)
-    if len(top) < max(sum(p.top), p.spare) or len(weighted) < sum(p.weighted):
-        return None
-    top = rng.permutation(top[: sum(p.top)])
-    explain = np.concatenate([top[: p.top[0]], weighted[: p.weighted[0]]])
-    test = [("top", int(t)) for t in top[p.top[0] :]] + [("weighted", int(t)) for t in weighted[p.weighted[0] :]]
-    if p.deciles:
-        rest = windows.apart(text, inside(ordered, False), len(ordered), explain)
-        if len(rest) < 10 * p.deciles:
-            return None
-        chosen = windows.by_decile(np.array([strength[t] for t in rest]), p.deciles, rng)
-        test += [(f"decile {i // p.deciles + 1}", int(rest[c])) for i, c in enumerate(chosen)]
-    used = np.concatenate([explain, [t for _, t in test]]).astype(np.int64)
-
-    def inactive(at: np.ndarray, count: int, first: bool, avoid: np.ndarray) -> np.ndarray:
-        at = inside(at, first)
-        some = rng.choice(at, min(len(at), _DRAWN * count), replace=False)
-        return windows.apart(text, windows.silent(text, firings.at, some), count, avoid)
-
-    place = np.sort(reader.place)
-    random = inactive(place, p.negatives, False, used)
-    near = neighbours(sae.W_dec, np.array([latent]), alive)[0][0]
-    theirs = np.unique(np.concatenate([reader.firings(int(n)).at for n in near])) if len(near) else np.empty(0, dtype=np.int64)
-    hard = inactive(theirs, p.negatives, False, np.concatenate([used, random]))
-    contrast = inactive(place, _CONTRAST, True, np.concatenate([used, random, hard]))
-    if len(random) < p.negatives or not len(contrast):
-        return None
-    negatives = {"random": random} | ({"hard": hard} if len(hard) >= _FEWEST_HARD * p.negatives else {})
-    return Examples(latent, firings, explain[np.argsort([-strength[t] for t in explain], kind="stable")], test, negatives, contrast)
 
 
 def _question(reader: Reader, e: Examples) -> Explain:
@@ -285,5 +189,3 @@ def _typical(ctx: Context, tokens: int) -> Any:
         return Window(pieces, tuple(float(j == length // 2) for j in range(len(pieces))))
 
     return shown
-
-

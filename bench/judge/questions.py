@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from bench.store import digest
 
@@ -97,6 +97,7 @@ class Spending:
     usd: float | None = None
 
 
+@runtime_checkable
 class Judge(Protocol):
     """Explains latents and detects them by their explanations."""
 

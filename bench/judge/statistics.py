@@ -37,6 +37,9 @@ class StatisticsJudge:
         return [_explain(q) if isinstance(q, Explain) else _detect(q) for q in questions]
 
 
+OFFLINE = StatisticsJudge()
+
+
 def readable(explanation: str) -> str:
     """One of this judge's explanations for a reader; any other as it is.
 

@@ -9,10 +9,20 @@ import typer
 
 from bench.verbs.run import (
     AgainstOption,
+    BudgetCallsOption,
+    BudgetUsdOption,
     ConfigOption,
     DeviceOption,
     DtypeOption,
+    ExplainerOption,
     HookOption,
+    JudgeConcurrencyOption,
+    JudgeKeyOption,
+    JudgeModelOption,
+    JudgeOption,
+    JudgePriceOption,
+    JudgeTimeoutOption,
+    JudgeUrlOption,
     KOption,
     LimitOption,
     LmOption,
@@ -53,6 +63,16 @@ def plan(
     k: KOption = None,
     threshold: ThresholdOption = None,
     norm_scale: ScaleOption = None,
+    judge: JudgeOption = None,
+    judge_model: JudgeModelOption = None,
+    explainer_model: ExplainerOption = None,
+    judge_base_url: JudgeUrlOption = None,
+    judge_api_key_env: JudgeKeyOption = None,
+    judge_timeout: JudgeTimeoutOption = None,
+    judge_concurrency: JudgeConcurrencyOption = None,
+    judge_price: JudgePriceOption = None,
+    budget_calls: BudgetCallsOption = None,
+    budget_usd: BudgetUsdOption = None,
     config: ConfigOption = None,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
@@ -80,6 +100,9 @@ def show(spec: RunSpec, as_json: bool) -> None:
     print(
         f"about {total['minutes']:.1f} min on this machine, {total['memory_mib']} MiB of memory, {total['disk_mib']} MiB more in the cache"
     )
+    if bill := total["judge"]:
+        usd = "price unknown (--judge-price IN,OUT)" if bill["usd"] is None else f"about {bill['usd']:.2f} USD"
+        print(f"judge: {bill['calls']} calls, about {bill['tokens_in']} tokens in and {bill['tokens_out']} out, {usd}")
 
 
 def _line(job: dict[str, Any]) -> str:

@@ -27,6 +27,8 @@ Examples:
   python -m bench run --sae ./my_sae --lm hf:gpt2 --hook blocks.5.hook_resid_post
 
   python -m bench run --sae demo:ortsae --sae demo:batchtopk --tasks reconstruction --limit 4096
+
+  python -m bench run --sae demo:ortsae --tasks autointerp --judge openai --judge-model gpt-4o-mini --budget-calls 500
 """
 
 SaeOption = Annotated[list[str] | None, typer.Option("--sae", help="SAE to evaluate; may be given several times.")]
@@ -44,6 +46,19 @@ DtypeOption = Annotated[str | None, typer.Option(help="Language model precision:
 KOption = Annotated[int | None, typer.Option(help="Active latents per token, where the file lacks it.")]
 ThresholdOption = Annotated[float | None, typer.Option(help="Activation threshold, where the file lacks it.")]
 ScaleOption = Annotated[float | None, typer.Option(help="Input scale of training, where the file lacks it.")]
+_JUDGE = "Judge of latents"
+JudgeOption = Annotated[str | None, typer.Option(help="statistics (default, offline), openai, replay:PATH.", rich_help_panel=_JUDGE)]
+JudgeModelOption = Annotated[str | None, typer.Option(help="Model of the server, such as gpt-4o-mini.", rich_help_panel=_JUDGE)]
+ExplainerOption = Annotated[str | None, typer.Option(help="Another model to explain with.", rich_help_panel=_JUDGE)]
+JudgeUrlOption = Annotated[
+    str | None, typer.Option(help="Any server of chat completions: http://localhost:8000/v1.", rich_help_panel=_JUDGE)
+]
+JudgeKeyOption = Annotated[str | None, typer.Option(help="Variable that holds the key [OPENAI_API_KEY].", rich_help_panel=_JUDGE)]
+JudgeTimeoutOption = Annotated[float | None, typer.Option(help="Seconds for one call [60].", rich_help_panel=_JUDGE)]
+JudgeConcurrencyOption = Annotated[int | None, typer.Option(help="Calls in flight at most [32].", rich_help_panel=_JUDGE)]
+JudgePriceOption = Annotated[str | None, typer.Option(help="IN,OUT in USD per million tokens.", rich_help_panel=_JUDGE)]
+BudgetCallsOption = Annotated[int | None, typer.Option(help="Stop before more calls than this.", rich_help_panel=_JUDGE)]
+BudgetUsdOption = Annotated[float | None, typer.Option(help="Stop before more USD than this.", rich_help_panel=_JUDGE)]
 ConfigOption = Annotated[Path | None, typer.Option(help="TOML file with the same names as these flags.")]
 
 
@@ -63,6 +78,16 @@ def run(
     k: KOption = None,
     threshold: ThresholdOption = None,
     norm_scale: ScaleOption = None,
+    judge: JudgeOption = None,
+    judge_model: JudgeModelOption = None,
+    explainer_model: ExplainerOption = None,
+    judge_base_url: JudgeUrlOption = None,
+    judge_api_key_env: JudgeKeyOption = None,
+    judge_timeout: JudgeTimeoutOption = None,
+    judge_concurrency: JudgeConcurrencyOption = None,
+    judge_price: JudgePriceOption = None,
+    budget_calls: BudgetCallsOption = None,
+    budget_usd: BudgetUsdOption = None,
     config: ConfigOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print records as JSON instead of tables.")] = False,
     dry_run: Annotated[bool, typer.Option(help="Show what would run; the same as plan.")] = False,
