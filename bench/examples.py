@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -11,6 +12,7 @@ import scipy.sparse as sp
 from bench.context import Context, Tokens
 from bench.judge.questions import Window
 from bench.kernels import cosine, windows
+from bench.rng import seed_of
 from bench.sae.canonical import Canonical
 from bench.sae.codes import Codes
 
@@ -55,6 +57,7 @@ class Reader:
         pieces: Text of every token id that occurs.
         decode: Text of several token ids.
         place: [kept] token of each row of the codes.
+        keys: [d_sae] a number that belongs to each latent, whatever its place in the dictionary and its scale: for random draws.
     """
 
     tokens: Tokens
@@ -62,6 +65,7 @@ class Reader:
     pieces: dict[int, str]
     decode: object = field(repr=False)
     place: np.ndarray
+    keys: np.ndarray
 
     @staticmethod
     def of(sae: Canonical, ctx: Context, tokens: int, permuted: bool = False) -> Reader:
@@ -79,7 +83,7 @@ class Reader:
             place = ctx.rng("examples", "permuted").permutation(place)
         decode = ctx.lm.tokenizer.decode
         pieces = {int(i): decode([int(i)]) for i in np.unique(text.rows.ids)}
-        return Reader(text, ctx.text_codes(sae, text), pieces, decode, place)
+        return Reader(text, ctx.text_codes(sae, text), pieces, decode, place, _keys(sae.W_dec))
 
     @cached_property
     def layout(self) -> windows.Layout:
@@ -97,6 +101,12 @@ class Reader:
         at, strength = self.place[self._columns.indices[span]], np.abs(self._columns.data[span])
         order = np.argsort(at)
         return Firings(at[order], strength[order])
+
+    def sampled(self, fewest: int, seed: int) -> np.ndarray:
+        """Latents with at least so many firings, in a random order that takes turns among the tenths of firing counts."""
+        counts = self.codes.firing_counts()
+        order = [seed_of(seed, "examples", int(k)) if n >= fewest else 0 for k, n in zip(self.keys, counts, strict=True)]
+        return windows.by_stratum(counts, fewest, np.array(order, dtype=np.int64))
 
     def window(self, centre: int, firings: Firings) -> Window:
         """The window around a token, with one latent's codes."""
@@ -124,6 +134,12 @@ class Reader:
     @cached_property
     def _document(self) -> np.ndarray:
         return self.tokens.rows.token_document
+
+
+def _keys(w_dec: np.ndarray) -> np.ndarray:
+    """[d_sae] hashes of the signs of decoder rows: neither scaling nor rounding moves them."""
+    signs = np.packbits(w_dec > 0, axis=1)
+    return np.array([int.from_bytes(hashlib.blake2b(row.tobytes(), digest_size=8).digest(), "big") >> 1 for row in signs], dtype=np.int64)
 
 
 def candidates(firings: Firings, rng: np.random.Generator) -> np.ndarray:

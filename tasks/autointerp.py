@@ -13,8 +13,8 @@ from bench.errors import UsageError
 from bench.examples import Reader
 from bench.judge.questions import Answer, Detect, Explain, Judge, Question, Window
 from bench.judge.statistics import StatisticsJudge
-from bench.kernels import detection, windows
-from bench.kernels.statistics import mean_interval
+from bench.kernels import detection
+from bench.kernels.statistics import mean_interval, wilson_interval
 from bench.rng import numpy_rng
 from bench.sae.canonical import Canonical
 from bench.types import Metric, NotApplicable, Result, Work
@@ -75,7 +75,7 @@ class Autointerp:
     def run(self, sae: Canonical, ctx: Context) -> Result | NotApplicable:
         protocol, reader = PROTOCOLS[self.protocol], Reader.of(sae, ctx, self.tokens, self.permuted)
         counts = reader.codes.firing_counts()
-        order = windows.by_stratum(counts, protocol.firings, ctx.rng("autointerp", "latents"))
+        order = reader.sampled(protocol.firings, ctx.seed)
         found, tried = list[Examples](), 0
         for latent in order:
             if len(found) == self.latents:
@@ -92,8 +92,7 @@ class Autointerp:
             _detect(table, by, judge, explained[by], protocol, reader, found, ctx.seed)
         *rest, last = [*explained.values()][-1]  # by statistics: each latent gets another's
         _detect(table, "shuffled", StatisticsJudge(), [last, *rest], protocol, reader, found, ctx.seed)
-        share = len(found) / tried * len(order) / sae.d_sae
-        extra = {"eligible_share": Metric(share, tried, "latent", "own", "higher")}
+        extra = {"eligible_share": _eligible(len(found), tried, len(order) / sae.d_sae)}
         told = {"latents": sae.d_sae, "latents_firing_enough": len(order), "latents_tried": tried, "latents_used": len(found)}
         unread = {
             f"{by}_{status}": sum(b == by and s == status for b, s in zip(table["by"], table["status"], strict=True))
@@ -120,7 +119,7 @@ class Autointerp:
             for name, suffix in _LISTS.items():
                 here = (column["by"] == by) & (column["list"] == name) & (column["status"] == "ok")
                 values = list[dict[str, float]]()
-                for latent in sorted(set(column["latent"][here])):
+                for latent in dict.fromkeys(column["latent"][here]):
                     some = here & (column["latent"] == latent)
                     active, said, score = (column[c][some].astype(t) for c, t in (("active", bool), ("said", bool), ("score", float)))
                     if 0 < active.sum() < len(active):
@@ -138,6 +137,13 @@ _COLUMNS = (
     *("latent", "firings", "by", "list", "kind", "active", "token"),
     *("said", "score", "status", "prompt", "raw", "explanation"),
 )
+
+
+def _eligible(found: int, tried: int, share: float) -> Metric:
+    """Share of all latents that have the windows, from those tried among the share that fires enough."""
+    interval = wilson_interval(found, tried)
+    scaled = (interval[0] * share, interval[1] * share) if interval else None
+    return Metric(found / tried * share, tried, "latent", "own", "higher", scaled)
 
 
 def _question(reader: Reader, e: Examples) -> Explain:
@@ -160,7 +166,7 @@ def _detect(
     for e, answer in zip(found, explained, strict=True):
         for name, inactive in e.negatives.items():
             items = [*e.test, *((name, int(t)) for t in inactive)]
-            items = [items[i] for i in numpy_rng(seed, "autointerp", "order", e.latent, name).permutation(len(items))]
+            items = [items[i] for i in numpy_rng(seed, "autointerp", "order", int(reader.keys[e.latent]), name).permutation(len(items))]
             asked += [(e, answer, name, part) for part in ([items] if p.together else [[i] for i in items])]
     some = [i for i, (_, answer, _, _) in enumerate(asked) if answer.status == "ok"]
     questions: list[Question] = []

@@ -73,7 +73,7 @@ class Examples:
 
 def examples_of(p: Protocol, reader: Reader, sae: Canonical, latent: int, alive: np.ndarray, ctx: Context) -> Examples | None:
     """Windows of a latent; None where there are too few for the protocol."""
-    rng, firings = ctx.rng("autointerp", "latent", latent), reader.firings(latent)
+    rng, firings = ctx.rng("autointerp", "latent", int(reader.keys[latent])), reader.firings(latent)
     halves = ctx.rng("autointerp", "documents").random(int(reader.tokens.rows.document.max()) + 1) < 0.5
 
     def inside(at: np.ndarray, explaining: bool) -> np.ndarray:

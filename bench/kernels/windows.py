@@ -59,10 +59,10 @@ def apart(text: Layout, candidates: Integer[np.ndarray, " c"], count: int, avoid
         avoid: [a] centres of windows in use.
     """
     occupied, seen, chosen = np.zeros(len(text.ids), dtype=bool), set[bytes](), list[int]()
-    for centre in avoid:
+    for centre in avoid.tolist():
         occupied[text.start[centre] : text.end[centre]] = True
         seen.add(text.text(centre))
-    for centre in candidates:
+    for centre in candidates.tolist():
         if len(chosen) == count:
             break
         span = slice(text.start[centre], text.end[centre])
@@ -70,7 +70,7 @@ def apart(text: Layout, candidates: Integer[np.ndarray, " c"], count: int, avoid
             continue
         occupied[span] = True
         seen.add(text.text(centre))
-        chosen.append(int(centre))
+        chosen.append(centre)
     return np.array(chosen, dtype=np.int64)
 
 
@@ -101,14 +101,19 @@ def by_decile(strength: Float[np.ndarray, " w"], each: int, rng: np.random.Gener
     return np.concatenate([rng.choice(t, min(each, len(t)), replace=False) for t in tenths]).astype(np.int64)
 
 
-def by_stratum(counts: Integer[np.ndarray, " m"], fewest: int, rng: np.random.Generator) -> Int[np.ndarray, " k"]:
-    """Latents with at least `fewest` firings, in a random order that takes turns among the tenths of firing counts."""
+def by_stratum(counts: Integer[np.ndarray, " m"], fewest: int, key: Integer[np.ndarray, " m"]) -> Int[np.ndarray, " k"]:
+    """Latents with at least `fewest` firings, in an order that takes turns among the tenths of firing counts.
+
+    Args:
+        counts: [m] firings of each latent.
+        fewest: Latents with fewer are left out.
+        key: [m] random numbers that belong to the latents: they order those of a tenth, so the order of latents does not matter.
+    """
     some = np.flatnonzero(counts >= fewest)
-    order = some[np.argsort(counts[some], kind="stable")]
-    shuffled = [rng.permutation(t) for t in np.array_split(order, 10)]
-    longest = max(map(len, shuffled))
-    table = np.full((longest, 10), -1, dtype=np.int64)
-    for i, t in enumerate(shuffled):
+    order = some[np.lexsort((key[some], counts[some]))]
+    tenths = [t[np.argsort(key[t], kind="stable")] for t in np.array_split(order, 10)]
+    table = np.full((max(map(len, tenths)), 10), -1, dtype=np.int64)
+    for i, t in enumerate(tenths):
         table[: len(t), i] = t
     flat = table.reshape(-1)
     return flat[flat >= 0]
