@@ -178,7 +178,7 @@ def test_forms() -> None:
 @pytest.mark.parametrize("fault", ["ok", "500 now and then"])
 def test_a_budget_of_calls_is_exact_and_one_goes_on_after_it(fault: str) -> None:
     def plan(asked: Asked) -> str:
-        return "500" if fault != "ok" and hash((asked.name, asked.nth)) % 3 == 0 else "ok"
+        return "500" if fault != "ok" and (int(asked.name.split()[1]) + asked.nth) % 3 == 0 else "ok"
 
     with serving(plan, take_s=0.01) as server:
         rounds, asked = 0, 0
@@ -327,7 +327,9 @@ def test_two_processes_share_the_answers() -> None:
         said = [p.communicate(timeout=120) for p in both]
         found = [json.loads(out) for out, _ in said]
         assert all(f["status"] == ["ok"] * 150 and f["calls"] + f["cached"] == 150 for f in found)
-        assert 150 <= len(server.asked) < 300
+        assert 150 <= len(server.asked) <= 300  # what both ask at the same moment, both pay for
+        again = judge(server, explainer="m", scorer="")
+        assert {a.status for a in again.ask(questions(150))} == {"ok"} and again.spending.cached == 150
         assert not any(KEY in out + err for out, err in said)
 
 

@@ -50,11 +50,12 @@ CANARIES = (
 
 
 def user(question: Question) -> dict[str, object]:
-    return json.loads(prompts.messages(question)[1]["content"])
+    return json.loads(prompts.messages(question)[-1]["content"])
 
 
-def system(question: Question) -> str:
-    return prompts.messages(question)[0]["content"]
+def system(question: Question) -> list[dict[str, str]]:
+    """All that is said before the question."""
+    return prompts.messages(question)[:-1]
 
 
 @pytest.mark.parametrize("canary", CANARIES)
@@ -70,7 +71,7 @@ def test_what_a_corpus_says_stays_data(canary: str) -> None:
     assert system(single) == system(YES_NO) and user(single) == {"explanation": canary, "passage": f"{canary} y"}
     explained = Explain((Window((canary, " x", canary), (0.0, 1.0, 0.0)), Window((" x", canary), (0.0, 1.0))))
     assert system(explained) == system(EXPLAIN)
-    shown = json.loads(prompts.messages(explained)[1]["content"])
+    shown = json.loads(prompts.messages(explained)[-1]["content"])
     left, right = shown["marks"]
     assert all(mark not in canary for mark in (left, right))
     assert [p["text"] for p in shown["passages"]] == [f"{canary}{left} x{right}{canary}", f" x{left}{canary}{right}"]
@@ -78,7 +79,7 @@ def test_what_a_corpus_says_stays_data(canary: str) -> None:
 
 @pytest.mark.parametrize("canary", [c for c in CANARIES if "<|" in c or "<｜" in c or "INST" in c or "_of_turn>" in c])
 def test_control_tokens_are_spelled_so_that_no_tokenizer_takes_them(canary: str) -> None:
-    sent = prompts.messages(Detect("x", ((canary,), (" y",))))[1]["content"]
+    sent = prompts.messages(Detect("x", ((canary,), (" y",))))[-1]["content"]
     assert not any(token in sent for token in ("<|", "<｜", "</s>", "<s>", "[INST]", "[/INST]", "<start_of_turn>", "<end_of_turn>"))
 
 
@@ -89,7 +90,7 @@ def test_there_are_enough_canaries() -> None:
 @given(st.lists(st.lists(st.text(st.characters(codec="utf-8"), max_size=9), min_size=1, max_size=5), min_size=2, max_size=5), st.text())
 def test_any_text_comes_back_as_it_was(windows: list[list[str]], explanation: str) -> None:
     question = Detect(explanation, tuple(map(tuple, windows)))
-    data = json.loads(prompts.messages(question)[1]["content"])
+    data = json.loads(prompts.messages(question)[-1]["content"])
     assert [p["text"] for p in data["passages"]] == ["".join(w) for w in windows]
     assert data["explanation"] == prompts.clean(explanation) and system(question) == system(LIST)
 
@@ -97,7 +98,7 @@ def test_any_text_comes_back_as_it_was(windows: list[list[str]], explanation: st
 @given(st.lists(st.tuples(st.text("<>[]{}a ", max_size=4), st.floats(0, 5)), min_size=1, max_size=8))
 def test_without_the_marks_the_text_is_the_text(tokens: list[tuple[str, float]]) -> None:
     window = Window(tuple(t for t, _ in tokens), tuple(c for _, c in tokens))
-    shown = json.loads(prompts.messages(Explain((window,)))[1]["content"])
+    shown = json.loads(prompts.messages(Explain((window,)))[-1]["content"])
     text = shown["passages"][0]["text"]
     for mark in shown["marks"]:
         text = text.replace(mark, "")
@@ -105,21 +106,21 @@ def test_without_the_marks_the_text_is_the_text(tokens: list[tuple[str, float]])
 
 
 def test_half_a_surrogate_can_be_sent() -> None:
-    sent = prompts.messages(Detect("x", (("\ud800",), (" y",))))[1]["content"]
+    sent = prompts.messages(Detect("x", (("\ud800",), (" y",))))[-1]["content"]
     assert sent.encode() and json.loads(sent)["passages"][0]["text"] == "?"
 
 
 def test_marks_are_around_what_is_active() -> None:
-    texts = [p["text"] for p in json.loads(prompts.messages(EXPLAIN)[1]["content"])["passages"]]
+    texts = [p["text"] for p in json.loads(prompts.messages(EXPLAIN)[-1]["content"])["passages"]]
     assert texts == [" the<< Nile>> flows", "<< Rhine Elbe>>"]
     weak = Explain((Window((" a", " b"), (100.0, 1.0)), Window((" c", " d"), (0.99, 1.01))))
-    texts = [p["text"] for p in json.loads(prompts.messages(weak)[1]["content"])["passages"]]
+    texts = [p["text"] for p in json.loads(prompts.messages(weak)[-1]["content"])["passages"]]
     assert texts == ["<< a>> b", " c<< d>>"]
 
 
 def test_marks_avoid_the_texts_and_are_the_same_every_time() -> None:
     def marks(*texts: str) -> list[str]:
-        return json.loads(prompts.messages(Explain(tuple(Window((t,), (1.0,)) for t in texts)))[1]["content"])["marks"]
+        return json.loads(prompts.messages(Explain(tuple(Window((t,), (1.0,)) for t in texts)))[-1]["content"])["marks"]
 
     assert marks("a") == ["<<", ">>"]
     assert marks("a", "b >> c") == ["[[", "]]"]
@@ -127,6 +128,18 @@ def test_marks_avoid_the_texts_and_are_the_same_every_time() -> None:
     odd = marks("<<", "[[", "}}")
     assert odd == marks("<<", "[[", "}}") and odd[0].strip("[") == odd[1].strip("]") and len(odd[0]) == 10
     assert odd != marks("<<", "[[", "}} ")
+
+
+@pytest.mark.parametrize("question", [EXPLAIN, LIST, YES_NO])
+def test_the_examples_are_of_the_form_that_is_asked_for(question: Question) -> None:
+    said = prompts.messages(question)
+    assert [m["role"] for m in said] == ["system", *("user", "assistant") * (len(said) // 2 - 1), "user"]
+    for asked, answer in zip(said[1:-1:2], said[2:-1:2], strict=True):
+        data = json.loads(asked["content"])
+        assert data.keys() == user(question).keys()
+        windows = [p["text"] for p in data.get("passages", [])] or [data["passage"]]
+        of_example = question if isinstance(question, Explain) else Detect("", tuple((w,) for w in windows))
+        assert prompts.parse(of_example, answer["content"]) is not None
 
 
 def test_schemas_are_strict() -> None:

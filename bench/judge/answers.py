@@ -1,7 +1,8 @@
 """Answers that were paid for, on disk: one SQLite file, text only.
 
 An answer is committed, synced to disk, before anything else happens with it. Any number of processes and threads may use
-the file; the first answer to a prompt stays. A row carries its checksum: one that does not match is as good as none.
+the file. The first answer to a prompt stays; two processes that ask the same thing at the same moment both pay for it. A
+row carries its checksum: one that does not match is as good as none.
 """
 
 from __future__ import annotations

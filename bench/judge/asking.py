@@ -134,8 +134,9 @@ class Asking:
                     await asyncio.wait(self._flights, timeout=_GRACE_S)
                 raise
             finally:
-                for task in self._flights:
+                for task, flight in self._flights.items():
                     task.cancel()
+                    self.tally.budget.end(flight.most, flight.most)
                 await asyncio.gather(*self._flights, return_exceptions=True)
         if self._failed:
             progress.note("questions without an answer", count=len(self._failed), last=self._failed[-1])
