@@ -52,6 +52,8 @@ class Server:
     faults: dict[str, int] = field(default_factory=dict)
     at_once: int = 0
     most_at_once: int = 0
+    answer: Callable[[dict[str, Any]], str] = field(default_factory=lambda: content)
+    usage: Callable[[list[dict[str, str]], str], tuple[int, int]] = lambda messages, said: (100, 10)  # tokens in and out
     lock: threading.Lock = field(default_factory=threading.Lock)
     counts: dict[str, int] = field(default_factory=dict)
 
@@ -69,7 +71,7 @@ class Server:
         try:
             if self.take_s:
                 time.sleep(self.take_s)
-            response = self.respond(fault, data, request.headers.get("Authorization", ""))
+            response = self.respond(fault, body["messages"], data, request.headers.get("Authorization", ""))
         finally:
             with self.lock:
                 self.at_once -= 1
@@ -78,9 +80,10 @@ class Server:
                     self.good.append((name, time.monotonic()))
         return response
 
-    def respond(self, fault: str, data: dict[str, Any], secret: str) -> Response:
+    def respond(self, fault: str, messages: list[dict[str, str]], data: dict[str, Any], secret: str) -> Response:
         """What a fault looks like; every refusal repeats the key, as careless servers do."""
-        good = json.dumps(completion(content(data)))
+        said = self.answer(data)
+        good = json.dumps(completion(said, counts=self.usage(messages, said)))
         if fault.isdigit():
             return refusal(int(fault), secret)
         if fault == "429 seconds":
@@ -115,9 +118,9 @@ def refusal(status: int, secret: str, headers: dict[str, str] | None = None, cod
     return Response(json.dumps(body), status, headers, content_type="application/json")
 
 
-def completion(text: str | None, finish: str = "stop") -> dict[str, Any]:
+def completion(text: str | None, finish: str = "stop", counts: tuple[int, int] = (100, 10)) -> dict[str, Any]:
     choice = {"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": text}}
-    usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
+    usage = {"prompt_tokens": counts[0], "completion_tokens": counts[1], "total_tokens": sum(counts)}
     return {"id": "x", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice], "usage": usage}
 
 
