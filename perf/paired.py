@@ -35,9 +35,9 @@ def cell(r: Record | None, metric: str) -> str:
     return f"{m.value:.3f}{over}"
 
 
-def difference(entry: Entry, metric: str, found: Found, pair: tuple[str, str]) -> str:
+def difference(entry: Entry | None, metric: str, found: Found, pair: tuple[str, str]) -> str:
     """The second of the pair less the first, over common units."""
-    if metric not in entry.units:
+    if entry is None or metric not in entry.units:
         return ""
     b, a = (found.units(name, 0, entry.units[metric]) for name in pair)
     d = statistics.paired(a, b)
@@ -55,13 +55,14 @@ def page(folder: Path) -> str:
     lines, notes = [HEAD, ""], []
     names = [*book.pair, *book.controls]
     lines += ["| task | metric | " + " | ".join(names) + f" | {book.pair[1]} − {book.pair[0]}, paired |", "|" + "---|" * (len(names) + 3)]
-    for task, entry in book.tasks.items():
+    for task in (*book.tasks, *book.without):
+        entry = book.tasks.get(task)
         found = alike(task, known[task].version, [Records(folder)], book.pair, sizes[task])
         if not found.records:
             continue
         held = {n: found.records.get((n, 0)) for n in names}
         first = next(r for r in held.values() if r is not None)
-        for metric in dict.fromkeys([*known[task].headline, *entry.metrics]):
+        for metric in dict.fromkeys([*known[task].headline, *(entry.metrics if entry else ())]):
             if metric in first.metrics:
                 arrow = {"higher": " ↑", "lower": " ↓"}.get(first.metrics[metric].better, "")
                 cells = " | ".join(cell(r, metric) for r in held.values())
@@ -72,7 +73,8 @@ def page(folder: Path) -> str:
     closing = [
         "",
         "Differences are means over units that both have, with Student's t; of ratios, over jackknife pseudo-values. The p-values are of",
-        f"{many} tasks and not adjusted: look for those far below 0.01. Dictionary geometry and composition have no units to pair.",
+        f"{many} tasks and not adjusted: look for those far below 0.01. Dictionary geometry and composition have no units to pair,",
+        "and autointerp samples each SAE's own latents.",
         "",
         "## Warnings of these records",
         "",
