@@ -127,6 +127,11 @@ class Reader:
             shown = max(shown, complete)
         return tuple(out)
 
+    @cached_property
+    def kept(self) -> np.ndarray:
+        """[kept] tokens that have codes, ascending."""
+        return np.sort(self.place)
+
     def documents(self, at: np.ndarray) -> np.ndarray:
         """[n] document of some tokens."""
         return self._document[at]

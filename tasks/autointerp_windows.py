@@ -83,18 +83,18 @@ def examples_of(p: Protocol, reader: Reader, sae: Canonical, latent: int, alive:
     if active is None:
         return None
     explain, test = active
-    used, place = np.concatenate([explain, [t for _, t in test]]).astype(np.int64), np.sort(reader.place)
+    used = np.concatenate([explain, [t for _, t in test]]).astype(np.int64)
 
     def inactive(at: np.ndarray, count: int, explaining: bool, avoid: np.ndarray) -> np.ndarray:
         at = inside(at, explaining)
         some = rng.choice(at, min(len(at), _DRAWN * count), replace=False)
         return windows.apart(reader.layout, windows.silent(reader.layout, firings.at, some), count, avoid)
 
-    random = inactive(place, p.negatives, False, used)
+    random = inactive(reader.kept, p.negatives, False, used)
     near = neighbours(sae.W_dec, np.array([latent]), alive)[0][0]
     theirs = np.unique(np.concatenate([_NONE, *(reader.firings(int(n)).at for n in near)]))
     hard = inactive(theirs, p.negatives, False, np.concatenate([used, random]))
-    contrast = inactive(place, _CONTRAST, True, np.concatenate([used, random, hard]))
+    contrast = inactive(reader.kept, _CONTRAST, True, np.concatenate([used, random, hard]))
     if len(random) < p.negatives or not len(contrast):
         return None
     enough = len(hard) >= _FEWEST_HARD * p.negatives
