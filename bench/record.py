@@ -250,7 +250,9 @@ def unit_table(
     if record.units is not None:
         folder = records.path(record.subject, record.task, record.key).parent
         only = None if latents is None else [("latent", "in", list(latents))]
-        yield from pq.read_table(folder / Path(record.units.file).name, columns=columns, filters=only).to_pylist()
+        yield from pq.read_table(
+            folder / Path(record.units.file).name, columns=None if columns is None else list(columns), filters=only
+        ).to_pylist()
 
 
 def _checksum(raw: Mapping[str, Any]) -> str:
