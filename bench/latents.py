@@ -127,7 +127,7 @@ class Measuring:
         if composition is None:
             notes.append("no record of the task composition holds this latent, so its meta-latents are not known")
         return LatentFacts(
-            subject=SubjectPart(**self.facts.model_dump(include=set(SubjectPart.model_fields))),
+            subject=subject_part(self.facts),
             text=self._text,
             latent=latent,
             firings=len(fired.at),
@@ -213,6 +213,11 @@ class Measuring:
             return [LogitPart(id=int(i), token=decode([int(i)]), effect=short(effect[i])) for i in ids]
 
         return LogitsPart(promoted=parts(order[:_LOGITS]), suppressed=parts(order[::-1][:_LOGITS])), ""
+
+
+def subject_part(facts: SubjectFacts) -> SubjectPart:
+    """The facts of an SAE that a page shows."""
+    return SubjectPart(**facts.model_dump(include=set(SubjectPart.model_fields)))
 
 
 def short(value: Any) -> float:

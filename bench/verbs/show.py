@@ -57,7 +57,7 @@ def show(
 ) -> None:
     values = {n: v for n, v in locals().items() if n not in ("reference", "latent", "latents", "out", "tokens")}
     from bench import interrupts, latent_facts, runner
-    from bench.latents import Measuring
+    from bench.latents import Measuring, subject_part
     from bench.record import Records
     from bench.references import published_records
     from bench.spec import make_spec
@@ -66,7 +66,7 @@ def show(
     spec = make_spec({**values, "sae": (reference,)})
     (subject,) = runner.subjects(spec)
     folder = out or spec.records_folder / "latents" / _slug(subject.facts.name)
-    latent_page.check_folder(folder, subject.facts.sha256)
+    latent_page.check_folder(folder, subject_part(subject.facts))
     measuring = Measuring.of(subject.facts, subject.sae, subject.context, tokens, (Records(spec.records_folder), published_records()))
     with interrupts.polite():
         for facts in measuring.measure(latent or measuring.sample(latents)):

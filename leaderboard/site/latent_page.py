@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.errors import UsageError
-from bench.latent_facts import ExplanationPart, HistogramPart, LatentFacts, ScorePart, VerdictPart, WindowPart, read_all, write_whole
+from bench.latent_facts import ExplanationPart, HistogramPart, LatentFacts, ScorePart, SubjectPart, VerdictPart, WindowPart, read_all, write_whole
 from leaderboard.site.page import draw, step
 
 HEIGHT = 100  # of a histogram, in its own units
@@ -169,20 +169,20 @@ def latent_html(facts: LatentFacts, before: int | None, after: int | None, pages
 
 def index_html(found: Sequence[LatentFacts]) -> str:
     """The index of some latents, in the order given."""
-    return draw("index.html", views=[View(f) for f in found], subject=found[0].subject, text=found[0].text, height=HEIGHT)
+    return draw("index.html", views=[View(f) for f in found], subject=found[0].subject, texts=list(dict.fromkeys((f.text.name, f.text.tokens) for f in found)), height=HEIGHT)
 
 
-def check_folder(folder: Path, sha256: str) -> None:
+def check_folder(folder: Path, subject: SubjectPart) -> None:
     """Refuse a folder in which the pages of an SAE cannot be written; before anything is measured.
 
     Raises:
-        UsageError: It holds latents of other SAEs, or is a file.
+        UsageError: It is a file, or holds latents of another SAE or place.
         VerificationError: A JSON file in it is damaged.
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file", "choose another --out folder")
-    if any(f.subject.sha256 != sha256 for f in read_all(folder)):
-        raise UsageError(f"{folder} holds latents of another SAE", "choose another --out folder")
+    if any(f.subject != subject for f in read_all(folder)):
+        raise UsageError(f"{folder} holds latents of another SAE or another place of the model", "choose another --out folder")
 
 
 def draw_folder(folder: Path) -> list[Path]:
