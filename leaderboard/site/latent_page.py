@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.errors import UsageError
-from bench.latent_facts import ExplanationPart, HistogramPart, LatentFacts, ScorePart, SubjectPart, VerdictPart, WindowPart, read_all, write_whole
+from bench.latent_facts import (
+    ExplanationPart,
+    HistogramPart,
+    LatentFacts,
+    ScorePart,
+    SubjectPart,
+    VerdictPart,
+    WindowPart,
+    read_all,
+    write_whole,
+)
 from leaderboard.site.page import draw, step
 
 HEIGHT = 100  # of a histogram, in its own units
@@ -169,7 +179,13 @@ def latent_html(facts: LatentFacts, before: int | None, after: int | None, pages
 
 def index_html(found: Sequence[LatentFacts]) -> str:
     """The index of some latents, in the order given."""
-    return draw("index.html", views=[View(f) for f in found], subject=found[0].subject, texts=list(dict.fromkeys((f.text.name, f.text.tokens) for f in found)), height=HEIGHT)
+    return draw(
+        "index.html",
+        views=[View(f) for f in found],
+        subject=found[0].subject,
+        texts=list(dict.fromkeys((f.text.name, f.text.tokens) for f in found)),
+        height=HEIGHT,
+    )
 
 
 def check_folder(folder: Path, subject: SubjectPart) -> None:
