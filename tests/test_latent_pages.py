@@ -229,7 +229,7 @@ def test_pages_fit_narrow_and_wide_screens(drawn: Path, tmp_path_factory: pytest
     other, widths = tmp_path_factory.mktemp("browser"), (360, 1000, 1600)
     frames = [(w, name) for w in widths for name in ("index.html", page_name(7))]
     made = "".join(f'<iframe width="{w}" height="900" src="{(drawn / name).as_uri()}"></iframe>' for w, name in frames)
-    program = "onload = () => document.title = [...frames].map(f => f.document.documentElement.scrollWidth).join(' ')"
+    program = "onload = () => document.title = Array.from(frames).map(f => f.document.documentElement.scrollWidth).join(' ')"
     (other / "frames.html").write_text(f"<!doctype html><body><script>{program}</script>{made}")
     dom, _ = browse((other / "frames.html").as_uri(), other / "profile", "--allow-file-access-from-files")
     found = re.search(r"<title>([\d ]+)</title>", dom)

@@ -59,10 +59,10 @@ def apart(text: Layout, candidates: Integer[np.ndarray, " c"], count: int, avoid
         avoid: [a] centres of windows in use.
     """
     occupied, seen, chosen = np.zeros(len(text.ids), dtype=bool), set[bytes](), list[int]()
-    for centre in avoid:
+    for centre in avoid.tolist():
         occupied[text.start[centre] : text.end[centre]] = True
         seen.add(text.text(centre))
-    for centre in candidates:
+    for centre in candidates.tolist():
         if len(chosen) == count:
             break
         span = slice(text.start[centre], text.end[centre])
@@ -70,7 +70,7 @@ def apart(text: Layout, candidates: Integer[np.ndarray, " c"], count: int, avoid
             continue
         occupied[span] = True
         seen.add(text.text(centre))
-        chosen.append(int(centre))
+        chosen.append(centre)
     return np.array(chosen, dtype=np.int64)
 
 
