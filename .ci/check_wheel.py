@@ -16,6 +16,7 @@ MAX_BYTES = 40 * 1000 * 1000
 WANTED = {
     "code": ("bench/cli.py", "tasks/__init__.py", "baselines/__init__.py", "leaderboard/__init__.py"),
     "suites": ("leaderboard/suites/smoke.toml", "leaderboard/suites/standard.toml", "leaderboard/suites/paper.toml"),
+    "templates": ("leaderboard/site/templates/latent.html", "leaderboard/site/templates/page.css"),
 }
 WANTED_UNDER = ("leaderboard/schema/", "bench/data/", "baselines/checkpoints/")
 UNWANTED_UNDER = ("leaderboard/records/", "tests/", "docs/", "perf/", ".ci/")

@@ -8,7 +8,7 @@ import sys
 import typer
 
 from bench.errors import EXIT_CODES, BenchError
-from bench.verbs import audit, cache, cite, data, doctor, plan, rescore, run, sae, table, tasks, train
+from bench.verbs import audit, cache, cite, data, doctor, plan, rescore, run, sae, show, table, tasks, train
 
 _EPILOG = "Exit codes: " + " · ".join(f"{code} {what}" for code, what in EXIT_CODES.items())
 
@@ -26,6 +26,7 @@ app.command("run")(run.run)
 app.command("plan")(plan.plan)
 app.command("table")(table.table)
 app.command("rescore")(rescore.rescore)
+app.command("show")(show.show)
 app.command("train")(train.train)
 app.command("audit")(audit.audit)
 app.command("cite")(cite.cite)

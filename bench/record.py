@@ -12,7 +12,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -234,13 +234,25 @@ def make_record(
     )
 
 
-def unit_table(records: Records, record: Record) -> Iterator[dict[str, Any]]:
-    """Rows of a record's unit table."""
+def unit_table(
+    records: Records, record: Record, columns: Sequence[str] | None = None, latents: Sequence[int] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Rows of a record's unit table.
+
+    Args:
+        records: Where the record lies.
+        record: Which.
+        columns: Only these.
+        latents: Only rows about these latents.
+    """
     import pyarrow.parquet as pq
 
     if record.units is not None:
         folder = records.path(record.subject, record.task, record.key).parent
-        yield from pq.read_table(folder / Path(record.units.file).name).to_pylist()
+        only = None if latents is None else [("latent", "in", list(latents))]
+        yield from pq.read_table(
+            folder / Path(record.units.file).name, columns=None if columns is None else list(columns), filters=only
+        ).to_pylist()
 
 
 def _checksum(raw: Mapping[str, Any]) -> str:

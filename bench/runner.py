@@ -90,6 +90,23 @@ def pick_device(name: str) -> str:
     return name
 
 
+@dataclass(frozen=True)
+class Subject:
+    """An SAE at its site, ready to be measured.
+
+    Args:
+        facts: Of the SAE and its site.
+        sae: The SAE, canonical.
+        context: What a task is given.
+        notes: Warnings about how it was opened.
+    """
+
+    facts: SubjectFacts
+    sae: Canonical
+    context: Context
+    notes: tuple[str, ...] = ()
+
+
 def jobs(spec: RunSpec, objects: Mapping[str, SAE] | None = None) -> list[Job]:
     """Every measurement of a run, in order. Opens checkpoints, and a language model only if its identity needs it.
 
@@ -100,9 +117,14 @@ def jobs(spec: RunSpec, objects: Mapping[str, SAE] | None = None) -> list[Job]:
     Raises:
         BenchError: A reference, checkpoint, model or parameter is unusable.
     """
+    tasks = spec.built_tasks()
+    return [_job(s, t) for s in subjects(spec, objects) for t in tasks]
+
+
+def subjects(spec: RunSpec, objects: Mapping[str, SAE] | None = None) -> list[Subject]:
+    """The SAEs of a run; arguments and errors as of `jobs`."""
     given = Given(spec.k, spec.threshold, spec.norm_scale)
     records = (Records(spec.records_folder), published_records())
-    tasks = spec.built_tasks()
     opened = [open_sae(r, given, records).loaded for r in spec.sae]
     opened += [_as_loaded(name, sae) for name, sae in (objects or {}).items()]
     if not opened:
@@ -111,7 +133,7 @@ def jobs(spec: RunSpec, objects: Mapping[str, SAE] | None = None) -> list[Job]:
     device, store, corpus = pick_device(spec.device), Store.default(), open_corpus(spec.text)
     shared = cache(lambda reference: open_lm(reference, device, spec.dtype))
     judge = open_judge(spec.judge_settings)
-    made: list[Job] = []
+    made: list[Subject] = []
     for loaded in opened:
         site, notes = _site(spec, loaded, shared)
         subject = _subject(loaded, site)
@@ -121,8 +143,7 @@ def jobs(spec: RunSpec, objects: Mapping[str, SAE] | None = None) -> list[Job]:
         else:
             opener = partial(_fitting, partial(shared, notes[0]), subject)
             context = Context(opener, site, corpus, store, spec.seed, other, judge=judge)
-        sae = Canonical(_on_device(loaded.sae, device))
-        made += [_job(subject, sae, t, context, (*notes[1], *doubts)) for t in tasks]
+        made.append(Subject(subject, Canonical(_on_device(loaded.sae, device)), context, (*notes[1], *doubts)))
     return made
 
 
@@ -175,9 +196,10 @@ def _measure(job: Job, records: Records) -> Record:
     return records.write(record, getattr(answer, "units", {}))
 
 
-def _job(subject: SubjectFacts, sae: Canonical, task: Any, context: Context, notes: tuple[str, ...]) -> Job:
-    facts, data = subject_task(task), task.data(context)
-    return Job(subject, sae, task, facts, data, record_key(subject, facts, data, context.seed), context, notes)
+def _job(subject: Subject, task: Any) -> Job:
+    facts, data = subject_task(task), task.data(subject.context)
+    key = record_key(subject.facts, facts, data, subject.context.seed)
+    return Job(subject.facts, subject.sae, task, facts, data, key, subject.context, subject.notes)
 
 
 def _other(

@@ -394,7 +394,7 @@ def test_a_wrong_command_line_points_to_the_help(forks: Forks, case: str) -> Non
     assert done.code == 2 and cause in done.err and "--help" in done.err and "Traceback" not in done.err
 
 
-@pytest.mark.parametrize("verb", ["run", "plan", "table", "train", "cite", "doctor", "tasks", "sae", "data", "cache"])
+@pytest.mark.parametrize("verb", ["run", "plan", "table", "show", "train", "cite", "doctor", "tasks", "sae", "data", "cache"])
 def test_every_help_has_an_example(forks: Forks, verb: str) -> None:
     done = forks.run(verb, "--help")
     assert done.code == 0 and "Example" in done.out and f"python -m bench {verb}" in done.out

@@ -67,6 +67,33 @@ def nearest_others(
     return found, cosines
 
 
+def both_ends(
+    w: Float[np.ndarray, "m d"], row: int, among: Integer[np.ndarray, " c"], nearest: int, opposite: int
+) -> tuple[Integer[np.ndarray, " k"], Integer[np.ndarray, " l"], Float[np.ndarray, " m"]]:
+    """The rows most similar to one row, and those that point away from it most.
+
+    Args:
+        w: [m, d] rows of unit norm, or zero.
+        row: The row asked about; it is never named.
+        among: [c] rows that may be named.
+        nearest: How many of the most similar; fewer where there are not so many others.
+        opposite: How many of those with a negative cosine.
+
+    Returns:
+        [k] the most similar first; [l] those with the most negative cosine first; [m] the cosines of all rows.
+
+    Example:
+        >>> w = np.array([[1.0, 0.0], [0.6, 0.8], [-1.0, 0.0], [0.0, 1.0]], dtype=np.float32)
+        >>> both_ends(w, 0, np.arange(4), 2, 3)[:2]
+        (array([1, 3]), array([2]))
+    """
+    cosines = np.clip(w @ w[row], -1, 1)
+    others = among[among != row]
+    order = others[np.argsort(-cosines[others], kind="stable")]
+    away = order[::-1][:opposite]
+    return order[:nearest], away[cosines[away] < 0], cosines
+
+
 def random_level(m: int, d: int, seed: int = 0) -> float:
     """Mean nearest cosine of m random directions in d dimensions, estimated from at most 2,048 of them.
 

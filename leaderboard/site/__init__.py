@@ -1,0 +1,1 @@
+"""Pages: drawn from JSON alone, without scripts, without anything from elsewhere."""
