@@ -33,11 +33,14 @@ def _adam(
     moving = [p for p in group["params"] if p.grad is not None]
     along, squares = zip(*(look(p, p.grad, p is unit) for p in moving), strict=True)
     norm = torch.stack(squares).sum().sqrt()
-    scale, lr = (clip / (norm + 1e-6)).clamp(max=1), norm.new_tensor(group["lr"])  # as a tensor: a number would be compiled in
+    scale, lr = (
+        (clip / (norm + 1e-6)).clamp(max=1),
+        norm.new_tensor(group["lr"], dtype=torch.float32),
+    )  # as a tensor: a number would be compiled in
     for p, a in zip(moving, along, strict=True):
         state = opt.state[p]
         if not state:
-            state.update(step=p.new_zeros(()), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+            state.update(step=p.new_zeros((), dtype=torch.float32), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
         state["step"] += 1
         move(p, p.grad, state["exp_avg"], state["exp_avg_sq"], a, p is unit, state["step"], scale, lr, *group["betas"], group["eps"])
 
@@ -74,4 +77,4 @@ def _move(
 
 @functools.cache
 def _compiled() -> tuple[Callable[..., tuple[Tensor, Tensor]], Callable[..., None]]:
-    return torch.compile(_look, fullgraph=True, dynamic=False), torch.compile(_move, fullgraph=True, dynamic=False)
+    return torch.compile(_look, fullgraph=True, dynamic=True), torch.compile(_move, fullgraph=True, dynamic=True)

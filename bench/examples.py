@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -17,7 +18,7 @@ from bench.sae.canonical import Canonical
 from bench.sae.codes import Codes
 
 RADIUS = 10  # tokens to either side of a window's centre
-_CANDIDATES = 20_000  # firings of one latent that are looked at, beside as many of the strongest
+_CANDIDATES = 20_000  # firings of one latent that are looked at where windows of all strengths are wanted
 _BROKEN = "\ufffd"  # what a token that ends within a character decodes to
 _NEIGHBOURS = 5
 
@@ -44,7 +45,27 @@ class Firings:
         first, last = np.searchsorted(self.at, [start, end])
         out = np.zeros(end - start)
         out[self.at[first:last] - start] = self.strength[first:last]
-        return tuple(round(float(v), 4) for v in out)
+        return tuple(float(f"{v:.4g}") for v in out)
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Text of token ids as they stand within a text: some tokenizers drop the space before what comes first.
+
+    Args:
+        tokenizer: Of the language model.
+        anchor: An ordinary token, put in front and taken away again.
+    """
+
+    tokenizer: Any
+    anchor: int
+
+    def __call__(self, ids: list[int]) -> str:
+        """Text of some tokens."""
+        return self._plain([self.anchor, *ids])[len(self._plain([self.anchor])) :]
+
+    def _plain(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
 
 
 @dataclass(frozen=True)
@@ -63,7 +84,7 @@ class Reader:
     tokens: Tokens
     codes: Codes
     pieces: dict[int, str]
-    decode: object = field(repr=False)
+    decode: Decoder = field(repr=False)
     place: np.ndarray
     keys: np.ndarray
 
@@ -77,13 +98,17 @@ class Reader:
             tokens: How many.
             permuted: A control: every token gets the codes of another, drawn at random.
         """
+        tokenizer = ctx.lm.tokenizer  # first: a planted world has none
         text = ctx.text(tokens)
         place = np.flatnonzero(text.keep)
         if permuted:
             place = ctx.rng("examples", "permuted").permutation(place)
-        decode = ctx.lm.tokenizer.decode
+        ordinary = text.rows.ids[~text.rows.special]
+        decode = Decoder(tokenizer, int(ordinary[0]) if len(ordinary) else 0)
         pieces = {int(i): decode([int(i)]) for i in np.unique(text.rows.ids)}
-        return Reader(text, ctx.text_codes(sae, text), pieces, decode, place, _keys(sae.W_dec))
+        codes = ctx.text_codes(sae, text)
+        words = Tokens(text.rows, np.empty((0, sae.d_in), dtype=np.float32), text.keep)  # activations are not needed any more
+        return Reader(words, codes, pieces, decode, place, _keys(sae.W_dec))
 
     @cached_property
     def layout(self) -> windows.Layout:
@@ -119,7 +144,7 @@ class Reader:
         pieces = [self.pieces[i] for i in ids]
         if not any(_BROKEN in p for p in pieces):
             return tuple(pieces)
-        whole = [str(self.decode(ids[:k])) for k in range(len(ids) + 1)]  # pyright: ignore[reportCallIssue]
+        whole = [self.decode(ids[:k]) for k in range(len(ids) + 1)]
         shown, out = 0, []
         for text in whole[1:]:
             complete = len(text.rstrip(_BROKEN)) if text is not whole[-1] else len(text)
@@ -147,12 +172,16 @@ def _keys(w_dec: np.ndarray) -> np.ndarray:
     return np.array([int.from_bytes(hashlib.blake2b(row.tobytes(), digest_size=8).digest(), "big") >> 1 for row in signs], dtype=np.int64)
 
 
-def candidates(firings: Firings, rng: np.random.Generator) -> np.ndarray:
-    """Tokens where a latent fires, the strongest first; of one that fires very often only some beside the strongest."""
+def strongest(firings: Firings) -> np.ndarray:
+    """Tokens where a latent fires, the strongest first."""
+    return firings.at[firings.strongest]
+
+
+def spread_out(firings: Firings, rng: np.random.Generator) -> np.ndarray:
+    """The same, but at most 20,000 of them, drawn evenly: whatever fires so often has windows enough in them."""
     order = firings.strongest
-    if len(order) > 2 * _CANDIDATES:
-        order = np.concatenate([order[:_CANDIDATES], np.sort(rng.choice(order[_CANDIDATES:], _CANDIDATES, replace=False))])
-        order = order[np.argsort(-firings.strength[order], kind="stable")]
+    if len(order) > _CANDIDATES:
+        order = order[np.sort(rng.choice(len(order), _CANDIDATES, replace=False))]
     return firings.at[order]
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bench.context import Context, Tokens
-from bench.examples import Firings, Reader, candidates
+from bench.examples import Firings, Reader, spread_out, strongest
 from bench.judge.questions import Detect, Explain
 from bench.judge.statistics import OFFLINE, readable
 from bench.kernels import windows
@@ -66,14 +66,14 @@ def chosen_windows(reader: Reader, fired: Firings, rng: np.random.Generator) -> 
         fired: Where the latent fires.
         rng: For the choice.
     """
-    text, ordered = reader.layout, candidates(fired, rng)
-    top = windows.apart(text, ordered, TOP, _NONE)
-    rest = windows.apart(text, ordered, len(ordered), top)
+    text, spread = reader.layout, spread_out(fired, rng)
+    top = windows.apart(text, strongest(fired), TOP, _NONE)
+    rest = windows.apart(text, spread, len(spread), top)
     tenths = windows.by_decile(fired.strength[np.searchsorted(fired.at, rest)], _EACH, rng)
     sizes = [min(_EACH, len(t)) for t in np.array_split(rest, 10)]
     kinds = [f"decile {i + 1}" for i, size in enumerate(sizes) for _ in range(size)]
     used = np.concatenate([top, rest[tenths]])
-    place = np.sort(reader.place)
+    place = reader.kept
     some = rng.choice(place, min(len(place), _DRAWN * (_INACTIVE + _CONTRAST)), replace=False)
     inactive = windows.apart(text, windows.silent(text, fired.at, some), _INACTIVE + _CONTRAST, used)
     shown = [("top", int(c)) for c in top] + [(k, int(rest[i])) for k, i in zip(kinds, tenths, strict=True)]
@@ -115,8 +115,8 @@ def wide_reader(reader: Reader, ctx: Context, tokens: int) -> Reader:
     """
     if tokens <= len(reader.tokens.rows.ids):
         return reader
-    rows, decode = ctx.evaluation_rows(tokens), ctx.lm.tokenizer.decode
-    pieces = {int(i): decode([int(i)]) for i in np.unique(rows.ids)}
+    rows = ctx.evaluation_rows(tokens)
+    pieces = {int(i): reader.decode([int(i)]) for i in np.unique(rows.ids)}
     return replace(reader, tokens=Tokens(rows, np.empty((0, 0)), np.zeros(len(rows.ids), dtype=bool)), pieces=pieces)
 
 

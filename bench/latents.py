@@ -16,7 +16,7 @@ from bench import progress
 from bench.context import ACTIVE_FIRINGS, Context
 from bench.errors import UsageError
 from bench.examples import Firings, Reader
-from bench.kernels import cosine, firings, windows
+from bench.kernels import cosine, firings
 from bench.latent_facts import (
     HistogramPart,
     LatentFacts,
@@ -94,7 +94,7 @@ class Measuring:
         """
         if count < 1:
             raise UsageError(f"--latents {count} asks for none", "give 1 or more, or name them with --latent")
-        order = windows.by_stratum(self.counts, ACTIVE_FIRINGS, self.ctx.rng("latents", "sample"))
+        order = self.reader.sampled(ACTIVE_FIRINGS, self.ctx.seed)
         if not len(order):
             cause = f"no latent fires {ACTIVE_FIRINGS} times on {self.reader.codes.n} tokens"
             raise UsageError(cause, "give more --tokens, or name latents with --latent")

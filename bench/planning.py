@@ -62,7 +62,7 @@ def _job(job: Job, records: Records, seen: set[str]) -> dict[str, Any]:
     weights = sum(p.numel() for p in lm.model.parameters()) * 4 + 2 * 4 * job.subject.d_in * job.subject.d_sae
     memory = (weights + 2 * 4 * total * lm.d_model) / 2**20 + 1024
     disk = 4 * lm.d_model * (total - cached) / 2**20
-    asked = {"judge": _asked(work, lm)} if work.calls and "statistics" not in job.context.judge.identity.values() else {}
+    asked = {"judge": _asked(work, lm)} if work.calls and job.context.judge.identity["judge"] == "openai" else {}
     return {
         **base,
         **asked,

@@ -245,14 +245,20 @@ def unit_table(
         columns: Only these.
         latents: Only rows about these latents.
     """
+    yield from unit_rows(records.path(record.subject, record.task, record.key).parent, record, columns, latents)
+
+
+def unit_rows(
+    folder: Path, record: Record, columns: Sequence[str] | None = None, latents: Sequence[int] | None = None
+) -> list[dict[str, Any]]:
+    """The same, of a record that lies in the given folder."""
     import pyarrow.parquet as pq
 
-    if record.units is not None:
-        folder = records.path(record.subject, record.task, record.key).parent
-        only = None if latents is None else [("latent", "in", list(latents))]
-        yield from pq.read_table(
-            folder / Path(record.units.file).name, columns=None if columns is None else list(columns), filters=only
-        ).to_pylist()
+    if record.units is None:
+        return []
+    only = None if latents is None else [("latent", "in", list(latents))]
+    path = folder / Path(record.units.file).name
+    return pq.read_table(path, columns=None if columns is None else list(columns), filters=only).to_pylist()
 
 
 def _checksum(raw: Mapping[str, Any]) -> str:

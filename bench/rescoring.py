@@ -11,7 +11,7 @@ import numpy as np
 from bench import registry
 from bench.errors import UsageError
 from bench.kernels.detection import cohens_kappa
-from bench.record import Record, Records, read_record, unit_table
+from bench.record import Record, read_record, unit_rows
 
 TOLERANCE = 1e-9
 _SAME = ("latent", "list", "kind", "token")
@@ -39,8 +39,9 @@ def agreement(path: Path, other: Path) -> list[dict[str, Any]]:
         UsageError: The records are of different SAEs or tasks, or share no verdict.
     """
     (a, mine), (b, theirs) = _opened(path), _opened(other)
-    if (a.subject.sha256, a.id) != (b.subject.sha256, b.id):
-        raise UsageError(f"{path.name} and {other.name} are not about the same SAE and task", "give two records of one SAE")
+    if _asked(a) != _asked(b):
+        remedy = "give two records of one SAE at one site, with the same parameters, text and seed"
+        raise UsageError(f"{path.name} and {other.name} are not about the same windows", remedy)
     said, also = _said(mine), _said(theirs)
     found: list[dict[str, Any]] = []
     for name in sorted({k[1] for k in said}):
@@ -53,6 +54,13 @@ def agreement(path: Path, other: Path) -> list[dict[str, Any]]:
     return found
 
 
+def _asked(record: Record) -> tuple[Any, ...]:
+    """All but the judge: what decides which windows are shown."""
+    s = record.subject
+    data = {k: v for k, v in record.data.items() if k != "judge"}
+    return s.sha256, s.lm, s.revision, s.lm_dtype, s.hook, record.id, record.task.params, data, record.seed
+
+
 def _said(table: list[dict[str, Any]]) -> Mapping[tuple[Any, ...], bool]:
     return {tuple(row[k] for k in _SAME): row["said"] for row in table if row.get("by") == "judge" and row["said"] is not None}
 
@@ -61,7 +69,7 @@ def _opened(path: Path) -> tuple[Record, list[dict[str, Any]]]:
     if not path.is_file():
         raise UsageError(f"no record at {path}", "give a record's .json file")
     record = read_record(path)
-    table = list(unit_table(Records(path.parent.parent), record))
+    table = unit_rows(path.parent, record)
     if not table:
         raise UsageError(f"{path} has no unit table", "give a record of a task with verdicts, such as autointerp")
     return record, table

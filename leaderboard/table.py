@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench.record import MetricFacts, Record, SubjectFacts, TaskFacts
 
@@ -61,7 +61,7 @@ def rows(
         s = r.subject
         key = (s.sha256, s.name, s.lm, s.revision, s.lm_dtype, s.hook, r.seed, r.data.get("text", ""))
         groups.setdefault(key, []).append(r)
-    return [_row(g, columns, published) for g in groups.values()]
+    return [_judged(_row(part, columns, published), part) for g in groups.values() for part in _by_judge(g)]
 
 
 def with_references(own: Sequence[Row], published: Sequence[Row]) -> list[Row]:
@@ -122,6 +122,18 @@ def _row(group: Sequence[Record], columns: Sequence[str], published: bool) -> Ro
         else:
             notes[column] = "–"
     return Row(group[0].subject, cells, notes, published=published)
+
+
+def _by_judge(group: Sequence[Record]) -> list[list[Record]]:
+    """Records of one SAE, apart for each judge: verdicts of two are not of one measure. Those without a judge belong to all."""
+    judges = sorted({r.data["judge"] for r in group if "judge" in r.data}) or [""]
+    return [[r for r in group if r.data.get("judge", j) == j] for j in judges]
+
+
+def _judged(row: Row, group: Sequence[Record]) -> Row:
+    """The row, with a note where latents were judged by other than token statistics."""
+    judge = next((r.data["judge"] for r in group if "judge" in r.data), "")
+    return replace(row, mark=f"judged by {judge}") if "judge openai" in judge else row
 
 
 def _read(data: Mapping[str, str]) -> dict[str, str]:

@@ -8,11 +8,12 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from bench import progress
 from bench.context import Context
-from bench.errors import UsageError
+from bench.errors import JudgeError, UsageError
 from bench.examples import Reader
 from bench.judge.questions import Answer, Detect, Explain, Judge, Question, Window
-from bench.judge.statistics import StatisticsJudge
+from bench.judge.statistics import OFFLINE
 from bench.kernels import detection
 from bench.kernels.statistics import mean_interval, wilson_interval
 from bench.rng import numpy_rng
@@ -21,6 +22,8 @@ from bench.types import Metric, NotApplicable, Result, Work
 from tasks.autointerp_windows import PROTOCOLS, Examples, Protocol, examples_of
 
 _LISTS = {"random": "", "hard": "_hard"}
+_PREFIX = {"judge": "", "statistics": "statistics_", "shuffled": "shuffled_"}
+_MOST_FAILED = 0.05  # share of the verdicts
 _NAMES = ("accuracy", "balanced_accuracy", "auc")
 
 
@@ -61,7 +64,8 @@ class Autointerp:
             raise UsageError("needs latents ≥ 2 and tokens ≥ 2", "raise them")
 
     def data(self, ctx: Context) -> Mapping[str, str]:
-        return {"text": ctx.corpus.sha256, "judge": ", ".join(f"{k} {v}" for k, v in sorted(ctx.judge.identity.items()))}
+        judges = ctx.judge.identity, *(() if _offline(ctx.judge) else (OFFLINE.identity,))
+        return {"text": ctx.corpus.sha256, "judge": "; ".join(", ".join(f"{k} {v}" for k, v in sorted(i.items())) for i in judges)}
 
     def work(self, ctx: Context) -> Work:
         p, shown = PROTOCOLS[self.protocol], _typical(ctx, self.tokens)
@@ -77,33 +81,38 @@ class Autointerp:
         counts = reader.codes.firing_counts()
         order = reader.sampled(protocol.firings, ctx.seed)
         found, tried = list[Examples](), 0
-        for latent in order:
-            if len(found) == self.latents:
-                break
-            tried += 1
-            if (some := examples_of(protocol, reader, sae, int(latent), counts > 0, ctx)) is not None:
-                found.append(some)
+        with progress.track("choosing windows", min(self.latents, len(order)), "latents") as advance:
+            for latent in order:
+                if len(found) == self.latents:
+                    break
+                tried += 1
+                some = examples_of(protocol, reader, sae, int(latent), counts > 0, ctx)
+                found += [some] if some else []
+                advance(some is not None)
         if len(found) < 2:
-            return NotApplicable(f"{len(found)} of {sae.d_sae} latents have the windows that the protocol needs in {self.tokens} tokens")
+            return NotApplicable(f"{len(found)} of {sae.d_sae} latents have the windows that the protocol needs in {reader.codes.n} tokens")
         table = {c: list[Any]() for c in _COLUMNS}
-        judges = {"judge": ctx.judge} | ({} if "statistics" in ctx.judge.identity.values() else {"statistics": StatisticsJudge()})
+        judges = {"judge": ctx.judge} | ({} if _offline(ctx.judge) else {"statistics": OFFLINE})
         explained = {by: judge.ask([_question(reader, e) for e in found]) for by, judge in judges.items()}
         for by, judge in judges.items():
             _detect(table, by, judge, explained[by], protocol, reader, found, ctx.seed)
         *rest, last = [*explained.values()][-1]  # by statistics: each latent gets another's
-        _detect(table, "shuffled", StatisticsJudge(), [last, *rest], protocol, reader, found, ctx.seed)
+        _detect(table, "shuffled", OFFLINE, [last, *rest], protocol, reader, found, ctx.seed)
+        _lost(table)
         extra = {"eligible_share": _eligible(len(found), tried, len(order) / sae.d_sae)}
-        told = {"latents": sae.d_sae, "latents_firing_enough": len(order), "latents_tried": tried, "latents_used": len(found)}
+        told = {"tokens": reader.codes.n, "latents": sae.d_sae, "latents_firing_enough": len(order), "latents_tried": tried}
+        told |= {"latents_used": len(found), "latents_without_hard_negatives": sum("hard" not in e.negatives for e in found)}
         unread = {
             f"{by}_{status}": sum(b == by and s == status for b, s in zip(table["by"], table["status"], strict=True))
             for by in judges
             for status in ("unscored", "failed")
         }
         metrics = self.rescored(table, ctx.seed)
-        if "balanced_accuracy_hard" not in metrics:
+        main = next((m for m in ("balanced_accuracy_hard", "balanced_accuracy") if m in metrics), None)
+        if main is None:
             return NotApplicable("no answer of the judge could be read: " + ", ".join(f"{k} {v}" for k, v in unread.items()))
         warnings = [f"{n} of {table['by'].count(k.partition('_')[0])} verdicts are {k}: left out" for k, n in unread.items() if n]
-        return Result("balanced_accuracy_hard", {**metrics, **extra}, table, {**told, **unread}, tuple(warnings))
+        return Result(main, {**metrics, **extra}, table, {**told, **unread}, tuple(warnings))
 
     @staticmethod
     def rescored(table: Mapping[str, Sequence[Any]], seed: int) -> dict[str, Metric]:
@@ -113,30 +122,38 @@ class Autointerp:
             table: The unit table: one row per verdict.
             seed: Of the run; used by the bootstrap only.
         """
-        column = {k: np.array(v, dtype=object) for k, v in table.items()}
+        seen: dict[tuple[str, str], dict[int, list[int]]] = {}
+        for i, key in enumerate(zip(table["by"], table["list"], strict=True)):
+            if table["status"][i] == "ok":
+                seen.setdefault(key, {}).setdefault(table["latent"][i], []).append(i)
         metrics: dict[str, Metric] = {}
-        for by, prefix in (("judge", ""), ("statistics", "statistics_"), ("shuffled", "shuffled_")):
-            for name, suffix in _LISTS.items():
-                here = (column["by"] == by) & (column["list"] == name) & (column["status"] == "ok")
-                values = list[dict[str, float]]()
-                for latent in dict.fromkeys(column["latent"][here]):
-                    some = here & (column["latent"] == latent)
-                    active, said, score = (column[c][some].astype(t) for c, t in (("active", bool), ("said", bool), ("score", float)))
-                    if 0 < active.sum() < len(active):
-                        values.append(detection.verdicts(active, said, score))
-                for measure in _NAMES if values else ():
-                    x = np.array([v[measure] for v in values])
-                    interval = mean_interval(x, numpy_rng(seed, "autointerp", "interval"), 0.0, 1.0)
-                    metrics[prefix + measure + suffix] = Metric(float(x.mean()), len(x), "latent", "own", "higher", interval)
-        listed = (column["by"] == "judge") & (column["list"] == "random")
-        floor = 1 - column["active"][listed].astype(bool).mean()
-        return {**metrics, "none_accuracy": Metric(float(floor), int(listed.sum()), "verdict", "census")}
+        for (by, name), latents in seen.items():
+            rows = ([np.array([table[c][i] for i in some]) for c in ("active", "said", "score")] for some in latents.values())
+            values = [detection.verdicts(active, said, score) for active, said, score in rows if 0 < active.sum() < len(active)]
+            for measure in _NAMES if values else ():
+                x = np.array([v[measure] for v in values])
+                interval = mean_interval(x, numpy_rng(seed, "autointerp", "interval"), 0.0, 1.0)
+                metrics[_PREFIX[by] + measure + _LISTS[name]] = Metric(float(x.mean()), len(x), "latent", "own", "higher", interval)
+        active = [a for a, by, name in zip(table["active"], table["by"], table["list"], strict=True) if (by, name) == ("judge", "random")]
+        return {**metrics, "none_accuracy": Metric(1 - float(np.mean(active)), len(active), "verdict", "census")}
 
 
 _COLUMNS = (
     *("latent", "firings", "by", "list", "kind", "active", "token"),
     *("said", "score", "status", "prompt", "raw", "explanation"),
 )
+
+
+def _offline(judge: Judge) -> bool:
+    return judge.identity["judge"] == OFFLINE.identity["judge"]
+
+
+def _lost(table: Mapping[str, Sequence[Any]]) -> None:
+    """Refuse a measurement whose judge did not answer: once recorded, it would not be made again."""
+    failed, asked = table["status"].count("failed"), table["by"].count("judge")
+    if failed > _MOST_FAILED * asked:
+        cause = f"{failed} of {asked} verdicts never came from the judge"
+        raise JudgeError(cause, "check its server, then run the same command again: what was answered is kept")
 
 
 def _eligible(found: int, tried: int, share: float) -> Metric:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bench.context import Context
-from bench.examples import Firings, Reader, candidates, neighbours
+from bench.examples import Firings, Reader, neighbours, spread_out, strongest
 from bench.kernels import windows
 from bench.sae.canonical import Canonical
 
@@ -86,16 +86,25 @@ def examples_of(p: Protocol, reader: Reader, sae: Canonical, latent: int, alive:
     used = np.concatenate([explain, [t for _, t in test]]).astype(np.int64)
 
     def inactive(at: np.ndarray, count: int, explaining: bool, avoid: np.ndarray) -> np.ndarray:
-        at = inside(at, explaining)
-        some = rng.choice(at, min(len(at), _DRAWN * count), replace=False)
-        return windows.apart(reader.layout, windows.silent(reader.layout, firings.at, some), count, avoid)
+        at, drawn = inside(at, explaining), _DRAWN * count
+        while True:
+            some = rng.choice(at, min(len(at), drawn), replace=False)
+            found = windows.apart(reader.layout, windows.silent(reader.layout, firings.at, some), count, avoid)
+            if len(found) == count or drawn >= len(at):
+                return found
+            drawn *= 8
 
     random = inactive(reader.kept, p.negatives, False, used)
-    near = neighbours(sae.W_dec, np.array([latent]), alive)[0][0]
-    theirs = np.unique(np.concatenate([_NONE, *(reader.firings(int(n)).at for n in near)]))
-    hard = inactive(theirs, p.negatives, False, np.concatenate([used, random]))
+    if len(random) < p.negatives:
+        return None
+    hard = _NONE
+    for near in neighbours(sae.W_dec, np.array([latent]), alive)[0][0]:  # the nearest as far as it goes, then the next
+        theirs = inactive(reader.firings(int(near)).at, p.negatives - len(hard), False, np.concatenate([used, random, hard]))
+        hard = np.concatenate([hard, theirs])
+        if len(hard) == p.negatives:
+            break
     contrast = inactive(reader.kept, _CONTRAST, True, np.concatenate([used, random, hard]))
-    if len(random) < p.negatives or not len(contrast):
+    if not len(contrast):
         return None
     enough = len(hard) >= _FEWEST_HARD * p.negatives
     return Examples(latent, firings, explain, test, {"random": random} | ({"hard": hard} if enough else {}), contrast)
@@ -105,18 +114,18 @@ def _active(
     p: Protocol, reader: Reader, firings: Firings, inside: Inside, rng: np.random.Generator
 ) -> tuple[np.ndarray, list[tuple[str, int]]] | None:
     """Centres to explain by, the strongest first, and to test on with their kind."""
-    text, ordered = reader.layout, candidates(firings, rng)
+    text, ordered = reader.layout, strongest(firings)
     strength = firings.strength[np.searchsorted(firings.at, ordered)]
     top = windows.apart(text, inside(ordered, True), max(sum(p.top), p.spare), _NONE)
     weighted = windows.apart(text, ordered[windows.by_importance(strength, rng)], sum(p.weighted), top)
     if len(top) < max(sum(p.top), p.spare) or len(weighted) < sum(p.weighted):
         return None
-    top = rng.permutation(top[: sum(p.top)])
+    top, weighted = rng.permutation(top[: sum(p.top)]), rng.permutation(weighted)  # the later drawn are the weaker
     explain = np.concatenate([top[: p.top[0]], weighted[: p.weighted[0]]])
     explain = explain[np.argsort(-firings.strength[np.searchsorted(firings.at, explain)], kind="stable")]
     test = [("top", int(t)) for t in top[p.top[0] :]] + [("weighted", int(t)) for t in weighted[p.weighted[0] :]]
     if p.deciles:
-        rest = windows.apart(text, inside(ordered, False), len(ordered), explain)
+        rest = windows.apart(text, inside(spread_out(firings, rng), False), len(ordered), explain)
         if len(rest) < 10 * p.deciles:
             return None
         chosen = windows.by_decile(firings.strength[np.searchsorted(firings.at, rest)], p.deciles, rng)

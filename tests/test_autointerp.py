@@ -13,6 +13,8 @@ import torch
 
 from bench.context import Context, Tokens
 from bench.data.text import open_corpus
+from bench.errors import JudgeError, UsageError
+from bench.examples import Decoder, Reader
 from bench.judge.questions import Answer, Detect, Explain, Question, Spending, Window, prompt_hash
 from bench.judge.statistics import StatisticsJudge, readable
 from bench.lm import open_lm
@@ -25,7 +27,7 @@ from bench.sae.dense import DenseSAE
 from bench.store import Store
 from bench.types import NotApplicable, Result
 from tasks.autointerp import Autointerp
-from tasks.autointerp_windows import PROTOCOLS
+from tasks.autointerp_windows import PROTOCOLS, Protocol, examples_of
 from tests.test_every_task import sparse, text
 from tests.worlds import dictionary
 
@@ -91,8 +93,8 @@ class Scripted:
             return Answer(prompt, "?", "unscored") if bad else Answer(prompt, f"E{i}", "ok", f"E{i}")
         if self.rule == "every third unscored" and i % 3 == 0:
             return Answer(prompt, "?", "unscored")
-        if self.rule == "fails":
-            return Answer(prompt, "", "failed")
+        if self.rule in ("fails", "unscored"):
+            return Answer(prompt, "", "failed" if self.rule == "fails" else "unscored")
         said = tuple(self.rule == "all" for _ in q.windows)
         return Answer(prompt, "said", "ok", said=said, score=tuple(float(s) for s in said))
 
@@ -141,8 +143,47 @@ def test_what_is_shown_holds_what_it_should(place: Context) -> None:
     assert all(a == (k in ("top", "weighted")) for a, k in zip(t["active"], t["kind"], strict=True))
 
 
+SMALL = replace(PROTOCOLS["ortsae"], deciles=1, negatives=10, spare=4, top=(4, 0), firings=20)
+
+
+@pytest.mark.parametrize("protocol", [PROTOCOLS["saebench"], SMALL], ids=["saebench", "ortsae"])
+def test_windows_are_what_their_kind_says(place: Context, protocol: Protocol) -> None:
+    sae = Canonical(sparse(place))
+    reader, alive, found, nearest = Reader.of(sae, place, 20_000), np.ones(sae.d_sae, dtype=bool), 0, 0
+    cosines = sae.W_dec @ sae.W_dec.T - 2 * np.eye(sae.d_sae)
+    for latent in range(sae.d_sae):
+        e = examples_of(protocol, reader, sae, latent, alive, place)
+        if e is None:
+            continue
+        found += 1
+        active, test = e.explain.tolist(), [t for _, t in e.test]
+        negatives = [*e.negatives["random"].tolist(), *e.negatives.get("hard", np.empty(0)).astype(int).tolist(), *e.contrast.tolist()]
+        spans = [set(range(reader.layout.start[t], reader.layout.end[t])) for t in (*active, *test, *negatives)]
+        assert sum(map(len, spans)) == len(set().union(*spans)), "windows overlap"
+        assert len({reader.layout.text(t) for t in (*active, *test, *negatives)}) == len(spans), "a text is shown twice"
+        assert not reader.tokens.rows.special[sorted(set().union(*spans))].any(), "a special token is shown"
+        fires = set(reader.firings(latent).at.tolist())
+        assert set(active) | set(test) <= fires and not any(fires & span for span in spans[len(active) + len(test) :])
+        near = np.argsort(-cosines[latent])[:5]
+        for t in e.negatives.get("hard", np.empty(0)).astype(int):
+            assert any(t in reader.firings(int(n)).at for n in near), "no similar latent fires in a hard negative"
+            nearest += int(t in reader.firings(int(near[0])).at)
+        if protocol.apart:
+            explaining, testing = (set(reader.documents(np.array(some)).tolist()) for some in (active, [*test, *e.negatives["random"]]))
+            assert not explaining & testing
+    assert found >= 8 and nearest >= 4 * found
+
+
+def test_verdicts_are_asked_for_in_no_telling_order(place: Context) -> None:
+    result, _ = judged(place, "none")
+    assert isinstance(result, Result)
+    active = np.array(result.units["active"])[np.array([b == "judge" for b in result.units["by"]])]
+    first = active.reshape(-1, 14)[:, :4] if len(active) % 14 == 0 else active[: len(active) // 14 * 14].reshape(-1, 14)[:, :4]
+    assert 0.1 < first.mean() < 0.6  # in order it would be 1
+
+
 def test_one_at_a_time_from_other_documents(place: Context) -> None:
-    protocol, seen = PROTOCOLS["ortsae"], replace(PROTOCOLS["ortsae"], deciles=1, negatives=10, spare=4, top=(4, 0), firings=20)
+    protocol, seen = PROTOCOLS["ortsae"], SMALL
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(PROTOCOLS, "ortsae", seen)
         result, judge = judged(place, "none", replace(TASK, protocol="ortsae"))
@@ -162,8 +203,10 @@ def test_what_cannot_be_read_is_counted_and_left_out(place: Context) -> None:
     assert all((x is None) == (s != "ok") for _, s, x in statuses)
     half, _ = judged(place, "half explained")
     assert isinstance(half, Result) and half.metrics["balanced_accuracy"].n == 4
-    nothing, _ = judged(place, "fails")
-    assert isinstance(nothing, NotApplicable) and "judge_failed" in nothing.reason
+    with pytest.raises(JudgeError, match="never came"):  # recorded, it would not be measured again
+        judged(place, "fails")
+    nothing, _ = judged(place, "unscored")
+    assert isinstance(nothing, NotApplicable) and "judge_unscored" in nothing.reason
 
 
 # planted latents in real text
@@ -237,3 +280,21 @@ def test_scores_follow_from_the_verdicts_and_two_runs_agree(place: Context, tmp_
     found = agreement(kept[0], kept[0])
     assert {a["list"] for a in found} == {"random", "hard"} and all(a["kappa"] is None for a in found)
     assert all(a["kappa"] == 0.0 for a in agreement(kept[0], kept[1]))
+    elsewhere = tmp_path / "moved"
+    elsewhere.mkdir()
+    for path in (kept[0], kept[0].with_suffix(".parquet")):
+        (elsewhere / path.name).write_bytes(path.read_bytes())
+    assert rescored(elsewhere / kept[0].name) == rescored(kept[0])
+    other = make_record(subject, subject_task(replace(TASK, permuted=True)), {"judge": "0"}, 0, result, {})
+    records.write(other, result.units)
+    with pytest.raises(UsageError, match="same windows"):
+        agreement(kept[0], records.path(other.subject, other.task, other.key))
+
+
+def test_words_stay_apart_where_a_tokenizer_drops_the_first_space() -> None:
+    class Drops:
+        def decode(self, ids: list[int], **_: object) -> str:
+            return "".join([" the", " black", " dog"][i] for i in ids).lstrip()
+
+    decode = Decoder(Drops(), 0)
+    assert [decode([i]) for i in (0, 1, 2)] == [" the", " black", " dog"] and decode([1, 2]) == " black dog"

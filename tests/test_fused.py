@@ -18,7 +18,7 @@ Form = tuple[Callable, Callable]
 def form(request: pytest.FixtureRequest) -> Form:
     if request.param == "as it stands":
         return fused._look, fused._move
-    look, move = (torch.compile(f, fullgraph=True, dynamic=False, backend="aot_eager") for f in (fused._look, fused._move))
+    look, move = (torch.compile(f, fullgraph=True, dynamic=True, backend="aot_eager") for f in (fused._look, fused._move))
     return look, move
 
 
@@ -29,10 +29,11 @@ def moving(m: int, d: int) -> tuple[Weights, torch.optim.Adam]:
     return w, torch.optim.Adam(list(w.named().values()), lr=0.01)
 
 
+@pytest.mark.parametrize("m", [33, 40, 48, 64, 100])  # of one process, all by the same compiled code
 @pytest.mark.parametrize("clip", [1e-2, float("inf")])
 @pytest.mark.parametrize("unit", [True, False])
-def test_the_step_is_torch_s(form: Form, clip: float, unit: bool) -> None:
-    (a, ours), (b, theirs) = moving(33, 20), moving(33, 20)
+def test_the_step_is_torch_s(form: Form, clip: float, unit: bool, m: int) -> None:
+    (a, ours), (b, theirs) = moving(m, 20), moving(m, 20)
     g = torch.Generator().manual_seed(0)
     for i in range(12):
         for name, (mine, other) in enumerate(zip(a.named().values(), b.named().values(), strict=True)):

@@ -239,7 +239,7 @@ def test_a_server_that_refuses_every_call(fault: str) -> None:
 
 def test_a_server_that_fails_every_question() -> None:
     with serving(always("500")) as server:
-        with pytest.raises(JudgeError, match=r"the first 20 questions .* all failed; last: HTTP 500"):
+        with pytest.raises(JudgeError, match=r"20 questions .* failed one after the other; last: HTTP 500"):
             judge(server, attempts=2).ask(questions(2000))
         assert len(server.asked) < 2 * (20 + 32)
         assert [a.status for a in judge(server, attempts=2).ask(questions(5))] == ["failed"] * 5
@@ -247,7 +247,7 @@ def test_a_server_that_fails_every_question() -> None:
 
 def test_no_server_at_all() -> None:
     one = OpenAIJudge("m", base_url="http://user:password@127.0.0.1:9/v1", backoff=0.001, attempts=2)
-    with pytest.raises(JudgeError, match=r"127\.0\.0\.1:9 all failed; last: connection") as caught:
+    with pytest.raises(JudgeError, match=r"127\.0\.0\.1:9 failed one after the other; last: connection") as caught:
         one.ask(questions(30))
     assert "password" not in str(caught.value)
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -249,9 +250,7 @@ def test_a_planted_world_has_no_text(sae: Canonical, ctx: Context) -> None:
 def test_codes_of_either_sign_are_strengths(ctx: Context, sae: Canonical, measuring: Measuring) -> None:
     codes = measuring.reader.codes
     turned = Codes(codes.indptr, codes.indices, -codes.values, codes.d_sae)
-    reader = type(measuring.reader)(
-        measuring.reader.tokens, turned, measuring.reader.pieces, measuring.reader.decode, measuring.reader.place
-    )
+    reader = replace(measuring.reader, codes=turned)
     again = Measuring(measuring.facts, sae, ctx, reader, measuring.recorded)
     assert next(iter(again.measure([0]))).quantiles == next(iter(measuring.measure([0]))).quantiles
 

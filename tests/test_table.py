@@ -132,3 +132,14 @@ def test_metric_lines() -> None:
     assert lines[1].split() == ["dead", "0.100", "spread", "0.000", "…", "1.000", "n", "=", "1", "latent", "↓"]
     assert len(lines) == 2
     assert metric_lines(probed(subject("a"), 0.5), ["acc"])[0].endswith("n = 3 families ↑")
+
+
+def test_judges_of_latents_do_not_mix() -> None:
+    task, a = TaskFacts(name="autointerp", version=1, params={}), subject("a")
+
+    def judged(by: str, acc: float) -> Record:
+        return make_record(a, task, {"judge": by}, 0, Result("acc", {"acc": Metric(acc, 3, "latent", "own", "higher")}), {})
+
+    records = [measured(a, 4), judged("judge statistics, version 1", 0.5), judged("explainer m, judge openai, scorer m", 0.75)]
+    found = rows(records, [*TASKS, task], ["reconstruction.l0", "autointerp.acc"])
+    assert sorted((r.cells["autointerp.acc"].value, r.l0, "openai" in r.mark) for r in found) == [(0.5, 4, False), (0.75, 4, True)]

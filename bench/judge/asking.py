@@ -61,7 +61,7 @@ class Tally:
     forms: Forms = field(default_factory=Forms)
     calls: int = 0
     cached: int = 0
-    failed: int = 0
+    failed: int = 0  # questions, since the last answer
     tokens_in: int = 0
     tokens_out: int = 0
     uncounted: int = 0  # answers without a count of their tokens
@@ -69,6 +69,7 @@ class Tally:
     def count(self, reply: Reply) -> None:
         """An answer that was paid for."""
         self.calls += 1
+        self.failed = 0
         self.tokens_in += reply.tokens_in or 0
         self.tokens_out += reply.tokens_out or 0
         if reply.tokens_in is None or reply.tokens_out is None:
@@ -261,8 +262,8 @@ class Asking:
     def _fail(self, job: _Job, said: str) -> None:
         self._failed.append(said)
         self.tally.failed += 1
-        if not self.tally.calls and self.tally.failed >= HOPELESS and self._stop is None:
-            cause = f"the first {self.tally.failed} questions to {self._host} all failed; last: {said}"
+        if self.tally.failed >= HOPELESS and self._stop is None:
+            cause = f"{self.tally.failed} questions to {self._host} failed one after the other; last: {said}"
             self._stop = JudgeError(cause, "check the server, --judge-base-url and --judge-model, then run the same command again")
         self._done(Answer(job.request.prompt, "", "failed"))
 

@@ -56,14 +56,18 @@ def nearest_others(
     Returns:
         [q, k] rows, the most similar first, and their cosines.
     """
-    k = min(count, len(among) - 1)
+    k, absent = max(0, min(count, len(among) - 1)), np.ones(len(w), dtype=bool)
+    absent[among] = False
     found, cosines = np.empty((len(rows), k), dtype=np.int64), np.empty((len(rows), k), dtype=np.float32)
     for i in range(0, len(rows), block):
         part = rows[i : i + block]
-        s = w[part] @ w[among].T
-        s[part[:, None] == among[None]] = -np.inf
-        best = np.argsort(-s, axis=1, kind="stable")[:, :k] if k > 0 else np.empty((len(part), 0), dtype=np.int64)
-        found[i : i + block], cosines[i : i + block] = among[best], np.take_along_axis(s, best, axis=1)
+        s = w[part] @ w.T
+        s[:, absent] = -np.inf
+        s[np.arange(len(part)), part] = -np.inf
+        some = np.sort(np.argpartition(-s, k, axis=1)[:, :k], axis=1)
+        order = np.argsort(-np.take_along_axis(s, some, axis=1), axis=1, kind="stable")
+        found[i : i + block] = best = np.take_along_axis(some, order, axis=1)
+        cosines[i : i + block] = np.take_along_axis(s, best, axis=1)
     return found, cosines
 
 
