@@ -238,6 +238,15 @@ def _peeked(path: Path, *_: int) -> frozenset[str]:
     return frozenset(w.removeprefix("_orig_mod.") for w in words if w not in _NOT_NAMES and not w.isdigit())
 
 
+def foreign_names(path: Path) -> set[str]:
+    """What a pt file's pickle would import that no state dict needs; empty if unreadable. Never raises."""
+    try:
+        with zipfile.ZipFile(path) as z:
+            return _pickle_globals(z) - _PICKLE_GLOBALS
+    except Exception:  # naming a format is a courtesy; damage is reported elsewhere
+        return set()
+
+
 def _bounded(name: str, declared: int, size: int) -> None:
     if declared > MAX_BYTES or declared > max(_MAX_RATIO * size, _SLACK):
         raise CheckpointError(f"{name} declares {declared / 2**20:.0f} MiB in a file of {size / 2**20:.0f} MiB", DAMAGED)

@@ -10,11 +10,11 @@ from typing import Any
 from torch import Tensor
 
 from bench.adapters import Given
-from bench.adapters.build import input_scale, name_of, precision, scale_folded, topk, word
-from bench.adapters.files import folder_of, read_json, read_safetensors, take
+from bench.adapters.build import in_frames, input_scale, name_of, per_token, precision, scale_folded, switch, topk, word
+from bench.adapters.files import DAMAGED, folder_of, read_json, read_safetensors, take
 from bench.adapters.sae_lens_parts import CONFIG, WEIGHTS, base, generation, plain, refuse_other_output
 from bench.errors import CheckpointError
-from bench.sae.activations import ReLU
+from bench.sae.activations import ReLU, TanhReLU
 from bench.sae.checkpoint import Loaded
 from bench.sae.dense import DenseSAE
 
@@ -33,15 +33,22 @@ def load(path: Path, given: Given) -> Loaded:
     cfg, tensors = read_json(folder, CONFIG), read_safetensors(folder, WEIGHTS)
     hook, lm = _hook(cfg), word(cfg.get("model_name"))
     refuse_other_output(cfg, hook)
-    s, normalisation = input_scale(cfg.get("normalize_activations"), given)
-    rest, odd = _without_ones(cfg, tensors)
+    kind = cfg.get("normalize_activations")
+    s, normalisation = input_scale("none" if (norm := per_token(kind)) else kind, given)
+    rest, factor, odd = _finetuned(cfg, tensors)
     architecture = word(cfg.get("architecture", "standard"))
     function = cfg.get("activation_fn_str", cfg.get("activation_fn", "relu"))
     if architecture == "topk" or (architecture == "standard" and function == "topk"):  # most releases call top-k "standard"
         architecture, function = "topk", "topk"
-    sae = _build(architecture, function, cfg, rest, given)
+    sae = scale_folded(_build(architecture, function, cfg, rest, given), s)
+    if factor is not None:
+        if factor.shape != (sae.d_sae,):
+            raise CheckpointError(f"the fine-tuning factor has {len(factor)} numbers for {sae.d_sae} latents", DAMAGED)
+        sae = replace(sae, W_dec=sae.W_dec * factor[:, None])  # the library decodes code times factor, and reports the code
+    if norm:
+        sae, normalisation = in_frames(sae, norm)
     facts = {k: cfg[k] for k in ("context_size", "prepend_bos", "dataset_path", "sae_lens_version") if k in cfg}
-    return Loaded(scale_folded(sae, s), FORMAT, architecture, name_of(folder), lm, hook, normalisation, odd, facts)
+    return Loaded(sae, FORMAT, architecture, name_of(folder), lm, hook, normalisation, odd, facts)
 
 
 def _build(architecture: str, function: object, cfg: dict[str, Any], tensors: Mapping[str, Tensor], given: Given) -> DenseSAE:
@@ -49,6 +56,8 @@ def _build(architecture: str, function: object, cfg: dict[str, Any], tensors: Ma
         options = cfg.get("activation_fn_kwargs")
         sae = base(tensors, cfg, ReLU())
         return replace(sae, act=topk(options.get("k") if isinstance(options, dict) else None, given, sae.d_sae))
+    if architecture == "standard" and function == "tanh-relu":
+        return base(tensors, cfg, TanhReLU())
     if function != "relu":
         raise CheckpointError(f"activation {function!r} of a {architecture} SAE is not supported", "give one with relu or topk")
     if (sae := plain(architecture, tensors, cfg)) is None:
@@ -56,14 +65,19 @@ def _build(architecture: str, function: object, cfg: dict[str, Any], tensors: Ma
     return sae
 
 
-def _without_ones(cfg: dict[str, Any], tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The tensors without a fine-tuning factor that changes nothing; any other factor is refused."""
-    for name in _FINETUNED:
-        if name in tensors and bool((take(tensors, name, (None,)) != 1).any()):
-            used = "which its releases apply to the codes before decoding" if cfg.get(_FINETUNED[1]) else "which its config leaves unused"
-            raise CheckpointError(f"the file holds a {name} other than 1, {used}", "fold it into W_dec and save the SAE without it")
-    odd = tuple(f"{name} is 1 for all latents and ignored" for name in _FINETUNED if name in tensors)
-    return {k: v for k, v in tensors.items() if k not in _FINETUNED}, (*odd, *precision(tensors.get("W_dec")))
+def _finetuned(cfg: dict[str, Any], tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor | None, tuple[str, ...]]:
+    """The other tensors, the fine-tuning factor [d_sae] if it changes something, and what to say of it."""
+    rest, factor = {k: v for k, v in tensors.items() if k not in _FINETUNED}, None
+    odd = precision(tensors.get("W_dec"))
+    for name in (n for n in _FINETUNED if n in tensors):
+        found = take(tensors, name, (None,))
+        if not bool((found != 1).any()):
+            odd = (*odd, f"{name} is 1 for all latents and ignored")
+        elif switch(cfg, _FINETUNED[1]):
+            factor, odd = found, (*odd, f"{name} is folded into W_dec")
+        else:
+            raise CheckpointError(f"the file holds a {name} other than 1, which its config leaves unused", "save the SAE without it")
+    return rest, factor, odd
 
 
 def _hook(cfg: dict[str, Any]) -> str:
