@@ -14,7 +14,8 @@ import torch
 from bench.adapters import ADAPTERS, Given, open_checkpoint
 from bench.sae.card import card
 from bench.sae.checkpoint import Loaded
-from tests.adapters_cases import SUPPORTED
+from tests.adapters_cases import SUPPORTED as FIRST
+from tests.adapters_cases_more import MORE
 from tests.adapters_layouts import (
     AVERAGE,
     D_IN,
@@ -35,6 +36,7 @@ from tests.adapters_layouts import (
 )
 
 FIXTURES = Path(__file__).with_name("fixtures")
+SUPPORTED = FIRST | MORE
 CASES = json.loads((FIXTURES / "manifest.json").read_text())["cases"]
 
 

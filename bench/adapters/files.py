@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -129,7 +129,7 @@ def read_headed_pt(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, A
         return header, _read_torch(name, io.BytesIO(rest), len(rest))
 
 
-def _read_torch(name: str, file: IO[bytes], size: int) -> dict[str, Any]:
+def _read_torch(name: str, file: io.BufferedReader | io.BytesIO, size: int) -> dict[str, Any]:
     with zipfile.ZipFile(file) as z:
         _check_zip(name, z, size)
         for foreign in _pickle_globals(z) - _PICKLE_GLOBALS:

@@ -39,17 +39,19 @@ def load(path: Path, given: Given) -> Loaded:
     state = read_pt(file.parent, file.name)
     if "Q" in state:
         raise CheckpointError("QSAE rounds its codes to learned levels, which is not supported", "give another SAE")
-    only(state, _WEIGHTS, *_ARCHETYPES, _SCALE, f"{_ENCODER}.weight", f"{_ENCODER}.bias", _LOG)
+    with_encoder = any(k.startswith("encoder.") for k in state)
+    encoder = (f"{_ENCODER}.weight", f"{_ENCODER}.bias", _LOG) if with_encoder else ()
+    only(state, *((_WEIGHTS,) if _WEIGHTS in state else _ARCHETYPES), _SCALE, *encoder)
     W_dec = _dictionary(state)
     d_sae, d_in = W_dec.shape
     odd = ("the file names neither model nor hook", *precision(state.get(_WEIGHTS)))
-    zeros, sae, kind = torch.zeros(d_in), None, "mp"
-    if f"{_ENCODER}.weight" in state:
+    zeros = torch.zeros(d_in)
+    if with_encoder:
         act, kind = _activation(state, given, d_sae)
         W_enc, b_enc = take(state, f"{_ENCODER}.weight", (d_sae, d_in)), take(state, f"{_ENCODER}.bias", (d_sae,))
-        sae: Form | None = DenseSAE(W_enc.T.contiguous(), b_enc, W_dec, zeros, zeros, act)
-    if sae is None:
-        k = count(None, given, max(d_sae, d_in))
+        sae: Form = DenseSAE(W_enc.T.contiguous(), b_enc, W_dec, zeros, zeros, act)
+    else:
+        k, kind = count(None, given, max(d_sae, d_in)), "mp"
         sae, odd = GreedySAE(W_dec, zeros, k, Greedy(k)), (*odd, "read as MpSAE; OMPSAE has the same file and cannot be told apart")
     return Loaded(sae, FORMAT, kind, f"{name_of(file.parent)}-{file.stem}", oddities=odd)
 
