@@ -45,7 +45,9 @@ from tests.adapters_layouts_more import (
     qwen,
     saev,
 )
+from tests.test_adapters_malformed import mutate
 
+MUTATIONS = 40
 OUT = {"hook_point_out": "blocks.4.hook_resid_post"}
 GIVEN_K = Given(k=K)
 SKIP = {"affine_skip_connection": np.zeros((D_IN, D_IN))}
@@ -309,6 +311,31 @@ def test_damaged_folders_are_refused(name: str, tmp_path: Path) -> None:
                 open_checkpoint(path, case.given)
         file.write_bytes(whole)
     open_checkpoint(path, case.given)
+
+
+FUZZED = {n: MORE[n] for n in ("moss jumprelu", "lm_saes jumprelu", "llama scope", "gemma 2", "bart jumprelu", "hypothesaes topk")}
+FUZZED |= {n: MORE[n] for n in ("openai topk", "goodfire", "deepseek", "qwen", "neel", "saev topk", "overcomplete topk", "lens abstopk")}
+
+
+@pytest.mark.parametrize("name", FUZZED)
+def test_mutated_files_load_or_are_refused(name: str, tmp_path: Path) -> None:
+    path, g = FUZZED[name].write(tmp_path), np.random.default_rng([11, len(name)])
+    refused = 0
+    for file in [f for f in sorted(tmp_path.rglob("*")) if f.is_file()]:
+        whole = file.read_bytes()
+        for _ in range(MUTATIONS):
+            file.write_bytes(mutate(whole, g))
+            for adapter in ADAPTERS:
+                adapter.sniff(path)
+            try:
+                sae = open_checkpoint(path, FUZZED[name].given).sae
+            except CheckpointError as e:
+                refused += 1
+                assert e.remedy
+            else:
+                assert sae.encode(torch.ones(2, sae.d_in)).shape == (2, sae.d_sae)
+        file.write_bytes(whole)
+    assert refused > MUTATIONS // 5
 
 
 def test_dictionary_learning_backups_and_saved_steps_are_no_single_files(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from bench.adapters import Given
-from bench.adapters.build import agree, batch_threshold, count, in_frames, name_of, precision, word
-from bench.adapters.files import DAMAGED, folder_of, only, peek_json, read_json, read_pt, take
+from bench.adapters.build import agree, batch_threshold, count, four, in_frames, name_of, precision, spelled_switch, word
+from bench.adapters.files import folder_of, peek_json, read_json, read_pt, take
 from bench.errors import CheckpointError
 from bench.sae.activations import Activation, JumpReLU, ReLU, TopK
 from bench.sae.checkpoint import Loaded
@@ -36,29 +36,16 @@ def load(path: Path, given: Given) -> Loaded:
     kind = word(cfg.get("sae_type")).lower().replace("-", "").replace("_", "")
     kind = "matryoshka" if "matryoshka" in kind else kind
     _refuse(cfg, kind)
-    only(
-        state,
-        "W_enc",
-        "b_enc",
-        "W_dec",
-        "b_dec",
-        *{"jumprelu": (_LOG,), "batchtopk": ("threshold",), "matryoshka": ("threshold",)}.get(kind, ()),
-    )
-    b_enc, b_dec = take(state, "b_enc", (None,)), take(state, "b_dec", (None,))
-    d_sae, d_in = len(b_enc), len(b_dec)
-    agree(cfg, "act_size", d_in)
-    agree(cfg, "dict_size", d_sae)
+    more = {"jumprelu": (_LOG,), "batchtopk": ("threshold",), "matryoshka": ("threshold",)}.get(kind, ())
+    W_enc, b_enc, W_dec, b_dec = four(state, *more)
+    agree(cfg, "act_size", len(b_dec))
+    agree(cfg, "dict_size", len(b_enc))
     unused = kind not in ("vanilla", "jumprelu")
     odd = ("b_enc is not zero, but this class never uses it",) if unused and bool(b_enc.any()) else ()
-    sae = DenseSAE(
-        take(state, "W_enc", (d_in, d_sae)),
-        torch.zeros_like(b_enc) if unused else b_enc,
-        take(state, "W_dec", (d_sae, d_in)),
-        b_dec,
-        torch.zeros_like(b_dec) if kind == "jumprelu" else b_dec,
-        _activation(kind, state, cfg, given, d_sae),
-    )
-    sae, said = in_frames(sae, PerToken("layer_norm") if _yes(cfg, "input_unit_norm") else None)
+    b_enc = torch.zeros_like(b_enc) if unused else b_enc
+    b_pre = torch.zeros_like(b_dec) if kind == "jumprelu" else b_dec
+    sae = DenseSAE(W_enc, b_enc, W_dec, b_dec, b_pre, _activation(kind, state, cfg, given, len(b_enc)))
+    sae, said = in_frames(sae, PerToken("layer_norm") if spelled_switch(cfg, "input_unit_norm") else None)
     hook, odd = word(cfg.get("hook_point")), (*odd, *precision(state["W_dec"]))
     return Loaded(sae, FORMAT, kind, name_of(folder), word(cfg.get("model_name")), hook, said, odd)
 
@@ -74,13 +61,6 @@ def _activation(kind: str, state: Mapping[str, Any], cfg: Mapping[str, Any], giv
         return JumpReLU(take(state, _LOG, (d_sae,)).exp())
     stored = float(take(state, "threshold", ())) if "threshold" in state else 0.0
     return batch_threshold(stored if stored > 0 else None, given, d_sae)
-
-
-def _yes(cfg: Mapping[str, Any], key: str) -> bool:
-    found = {"True": True, "False": False}.get(str(cfg.get(key)))
-    if found is None:
-        raise CheckpointError(f"the config's {key} is {cfg.get(key)!r}, neither true nor false", DAMAGED)
-    return found
 
 
 def _refuse(cfg: Mapping[str, Any], kind: str) -> None:

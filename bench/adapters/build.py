@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bench.adapters import Given
-from bench.adapters.files import DAMAGED, take
+from bench.adapters.files import DAMAGED, only, take
 from bench.errors import CheckpointError
 from bench.sae.activations import JumpReLU, RankedTopK, TopK
 from bench.sae.checkpoint import Form
@@ -155,6 +155,14 @@ def transposed(tensors: Mapping[str, object], encoder: str, decoder: str, d_in: 
     return W_enc.T.contiguous(), W_dec.T.contiguous()
 
 
+def four(tensors: Mapping[str, object], *more: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`W_enc` [d_in, d_sae], `b_enc`, `W_dec` [d_sae, d_in], `b_dec` by these names, with no other tensors than `more`."""
+    only(tensors, "W_enc", "b_enc", "W_dec", "b_dec", *more)
+    b_enc, b_dec = take(tensors, "b_enc", (None,)), take(tensors, "b_dec", (None,))
+    d_sae, d_in = len(b_enc), len(b_dec)
+    return take(tensors, "W_enc", (d_in, d_sae)), b_enc, take(tensors, "W_dec", (d_sae, d_in)), b_dec
+
+
 def batch_threshold(stored: float | None, given: Given, d_sae: int) -> JumpReLU:
     """The inference threshold of a BatchTopK SAE, [d_sae].
 
@@ -189,6 +197,14 @@ def switch(config: Mapping[str, Any], key: str, default: bool = False) -> bool:
     if not isinstance(value, bool):
         raise CheckpointError(f"the config's {key} is {value!r}, neither true nor false", DAMAGED)
     return value
+
+
+def spelled_switch(cfg: Mapping[str, Any], key: str) -> bool:
+    """A config's yes or no, also where it is written as Python prints it; there is no default."""
+    found = {"True": True, "False": False}.get(str(cfg.get(key)))
+    if found is None:
+        raise CheckpointError(f"the config's {key} is {cfg.get(key)!r}, neither true nor false", DAMAGED)
+    return found
 
 
 def word(value: object) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +11,11 @@ import torch
 from torch import Tensor
 
 from bench.adapters import Given
-from bench.adapters.build import agree, count, in_frames, name_of, norms_folded, precision, switch, transposed, word
-from bench.adapters.files import DAMAGED, only, peek_json, read_json, take
-from bench.adapters.openmoss import NORM, bias, refuse, scale_of
+from bench.adapters.build import agree, in_frames, name_of, norms_folded, precision, switch, transposed, word
+from bench.adapters.files import only, peek_json, read_json, take
+from bench.adapters.openmoss import NORM, bias, of_one_threshold, refuse, scale_of
 from bench.adapters.openmoss_files import HYPERPARAMETERS, chosen, home, tensors_of
-from bench.errors import CheckpointError
-from bench.sae.activations import Activation, JumpReLU, ReLU, TopK
+from bench.sae.activations import ReLU
 from bench.sae.checkpoint import Loaded
 from bench.sae.dense import DenseSAE
 from bench.sae.normalisation import PerToken
@@ -47,7 +45,7 @@ def load(path: Path, given: Given) -> Loaded:
         sae = replace(sae, b_enc=sae.b_enc / s, W_dec=sae.W_dec * (s / s_out), b_dec=sae.b_dec / s_out, b_pre=sae.b_pre / s_out)
     if switch(cfg, "sparsity_include_decoder_norm"):
         sae = norms_folded(sae)
-    sae = replace(sae, act=_activation(cfg, given, sae.d_sae))
+    sae = replace(sae, act=of_one_threshold(cfg, given, sae.d_sae))
     lm, hook = word(peek_json(folder, "lm_config.json").get("model_name")), word(cfg.get("hook_point_in"))
     kind = word(cfg.get("act_fn")).lower()
     return Loaded(sae, FORMAT, kind, name_of(folder), lm, hook, said, (*odd, *precision(tensors["decoder.weight"])))
@@ -69,17 +67,3 @@ def _average(cfg: Mapping[str, Any], side: str) -> object:
     """The mean norm on one side of the SAE; some files name it by the hook."""
     found = cfg.get(NORM)
     return found.get(side, found.get(word(cfg.get(f"hook_point_{side}")))) if isinstance(found, dict) else None
-
-
-def _activation(cfg: Mapping[str, Any], given: Given, d_sae: int) -> Activation:
-    """One threshold for all latents, compared with pre-activations of raw inputs."""
-    kind, threshold = word(cfg.get("act_fn")).lower(), cfg.get("jump_relu_threshold")
-    if kind == "relu":
-        return ReLU()
-    if kind == "topk":
-        return TopK(count(cfg.get("top_k"), given, d_sae))
-    if kind != "jumprelu":
-        raise CheckpointError(f"act_fn {cfg.get('act_fn')!r} is not supported", "supported: relu, jumprelu, topk")
-    if not isinstance(threshold, int | float) or isinstance(threshold, bool) or not math.isfinite(threshold):
-        raise CheckpointError(f"jump_relu_threshold is {threshold!r}, not a number", DAMAGED)
-    return JumpReLU(torch.full((d_sae,), float(threshold)))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from bench.adapters import Given
-from bench.adapters.build import agree, precision, word
-from bench.adapters.files import holds, only, peek_json, read_json, read_pt, take, weights_file
+from bench.adapters.build import agree, four, precision, word
+from bench.adapters.files import holds, peek_json, read_json, read_pt, weights_file
 from bench.sae.activations import ReLU
 from bench.sae.checkpoint import Loaded
 from bench.sae.dense import DenseSAE
@@ -36,11 +36,9 @@ def load(path: Path, given: Given) -> Loaded:
     """Read one SAE: ReLU of (x − b_dec) W_enc + b_enc; at hook_z, x is all heads one after the other."""
     file = _weights(path) or path
     cfg, state = read_json(file.parent, file.stem + _END), read_pt(file.parent, file.name)
-    only(state, "W_enc", "b_enc", "W_dec", "b_dec")
-    b_enc, b_dec = take(state, "b_enc", (None,)), take(state, "b_dec", (None,))
-    d_sae, d_in = len(b_enc), len(b_dec)
-    agree(cfg, "act_size", d_in)
-    agree(cfg, "dict_size", d_sae)
-    sae = DenseSAE(take(state, "W_enc", (d_in, d_sae)), b_enc, take(state, "W_dec", (d_sae, d_in)), b_dec, b_dec, ReLU())
+    W_enc, b_enc, W_dec, b_dec = four(state)
+    agree(cfg, "act_size", len(b_dec))
+    agree(cfg, "dict_size", len(b_enc))
+    sae = DenseSAE(W_enc, b_enc, W_dec, b_dec, b_dec, ReLU())
     lm, hook = word(cfg.get("model_name")), word(cfg.get("act_name"))
     return Loaded(sae, FORMAT, "relu", file.stem, lm, hook, oddities=precision(state["W_dec"]))

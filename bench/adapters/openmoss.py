@@ -59,6 +59,20 @@ def activation(cfg: Mapping[str, Any], log_threshold: Tensor | None, given: Give
     return above_norms(threshold, W_dec) if with_norms else JumpReLU(threshold)
 
 
+def of_one_threshold(cfg: Mapping[str, Any], given: Given, d_sae: int) -> Activation:
+    """One threshold for all latents, compared with pre-activations of raw inputs."""
+    kind, threshold = word(cfg.get("act_fn")).lower(), cfg.get("jump_relu_threshold")
+    if kind == "relu":
+        return ReLU()
+    if kind == "topk":
+        return TopK(count(cfg.get("top_k"), given, d_sae))
+    if kind != "jumprelu":
+        raise CheckpointError(f"act_fn {cfg.get('act_fn')!r} is not supported", "supported: relu, jumprelu, topk")
+    if not isinstance(threshold, int | float) or isinstance(threshold, bool) or not math.isfinite(threshold):
+        raise CheckpointError(f"jump_relu_threshold is {threshold!r}, not a number", DAMAGED)
+    return JumpReLU(torch.full((d_sae,), float(threshold)))
+
+
 def of_raw_inputs(sae: DenseSAE, kind: object, average: object, given: Given) -> tuple[DenseSAE, str]:
     """The SAE of raw x with the same codes, and what to say of it. Arguments as of `scale_of`."""
     if kind == "token-wise":

@@ -21,7 +21,7 @@ from bench.sae.greedy import Greedy, GreedySAE
 FORMAT = "overcomplete"
 _WEIGHTS, _ARCHETYPES = "dictionary._weights", ("dictionary.C", "dictionary.W", "dictionary.Relax")
 _SCALE, _ENCODER, _LOG = "dictionary.multiplier", "encoder.final_block.0", "thresholds"
-_TOLERANCE = 1e-3
+_TOLERANCE, _SAVE = 1e-3, "save it again after a forward pass in training mode"
 
 
 def _weights(path: Path) -> Path | None:
@@ -39,17 +39,16 @@ def load(path: Path, given: Given) -> Loaded:
     state = read_pt(file.parent, file.name)
     if "Q" in state:
         raise CheckpointError("QSAE rounds its codes to learned levels, which is not supported", "give another SAE")
-    with_encoder = any(k.startswith("encoder.") for k in state)
-    encoder = (f"{_ENCODER}.weight", f"{_ENCODER}.bias", _LOG) if with_encoder else ()
+    encoder = (f"{_ENCODER}.weight", f"{_ENCODER}.bias", _LOG) if any(k.startswith("encoder.") for k in state) else ()
     only(state, *((_WEIGHTS,) if _WEIGHTS in state else _ARCHETYPES), _SCALE, *encoder)
     W_dec = _dictionary(state)
     d_sae, d_in = W_dec.shape
     odd = ("the file names neither model nor hook", *precision(state.get(_WEIGHTS)))
     zeros = torch.zeros(d_in)
-    if with_encoder:
+    if encoder:
         act, kind = _activation(state, given, d_sae)
-        W_enc, b_enc = take(state, f"{_ENCODER}.weight", (d_sae, d_in)), take(state, f"{_ENCODER}.bias", (d_sae,))
-        sae: Form = DenseSAE(W_enc.T.contiguous(), b_enc, W_dec, zeros, zeros, act)
+        W_enc, b_enc = take(state, encoder[0], (d_sae, d_in)).T.contiguous(), take(state, encoder[1], (d_sae,))
+        sae: Form = DenseSAE(W_enc, b_enc, W_dec, zeros, zeros, act)
     else:
         k, kind = count(None, given, max(d_sae, d_in)), "mp"
         sae, odd = GreedySAE(W_dec, zeros, k, Greedy(k)), (*odd, "read as MpSAE; OMPSAE has the same file and cannot be told apart")
@@ -80,6 +79,3 @@ def _activation(state: Mapping[str, Any], given: Given, d_sae: int) -> tuple[Act
     if given.threshold is not None:
         return inclusive(batch_threshold(None, given, d_sae).threshold), "batchtopk"
     raise CheckpointError("SAE, TopKSAE and BatchTopKSAE have the same file", "give --k (TopK) or --threshold (BatchTopK; 0 for ReLU)")
-
-
-_SAVE = "save it again after a forward pass in training mode"

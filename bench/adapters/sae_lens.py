@@ -10,21 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from bench.adapters import Given
-from bench.adapters.build import (
-    batch_threshold,
-    count,
-    in_frames,
-    input_scale,
-    name_of,
-    norms_folded,
-    per_token,
-    precision,
-    scale_folded,
-    switch,
-    word,
-)
-from bench.adapters.files import folder_of, peek_json, read_json, read_safetensors, take
-from bench.adapters.sae_lens_parts import CONFIG, WEIGHTS, base, generation, plain, refuse_other_output
+from bench.adapters.build import count, in_frames, input_scale, name_of, norms_folded, per_token, precision, scale_folded, switch, word
+from bench.adapters.files import folder_of, peek_json, read_json, read_safetensors
+from bench.adapters.sae_lens_parts import CONFIG, WEIGHTS, base, generation, plain, refuse_other_output, trained_in_batches
 from bench.adapters.sae_lens_pursuit import pursuit
 from bench.errors import CheckpointError
 from bench.sae.activations import AbsTopK, ReLU, TopK
@@ -32,7 +20,6 @@ from bench.sae.checkpoint import Form, Loaded
 from bench.sae.dense import DenseSAE
 
 FORMAT = "sae_lens"
-_TEMPORAL = "architecture 'temporal' needs whole sequences, not single tokens: it is not supported"
 
 
 def sniff(path: Path) -> bool:
@@ -82,9 +69,6 @@ def _build(architecture: str, cfg: dict[str, Any], tensors: Mapping[str, Tensor]
         sae = replace(sae, act=TopK(k) if architecture == "topk" else AbsTopK(k))
         return norms_folded(sae) if rescale else sae
     if architecture in ("batchtopk", "matryoshka_batchtopk"):
-        sae = scale_folded(base(tensors, cfg, ReLU(), "topk_threshold"), s)
-        stored = float(take(tensors, "topk_threshold", ())) / (s if rescale else 1.0) if "topk_threshold" in tensors else 0.0
-        sae = replace(sae, act=batch_threshold(stored if stored > 0 else None, given, sae.d_sae))  # training starts from 0
-        return norms_folded(sae) if rescale else sae
-    why = _TEMPORAL if architecture == "temporal" else f"architecture {architecture!r} is not supported: it is not known"
-    raise CheckpointError(why, "give another SAE")
+        return trained_in_batches(tensors, cfg, given, s)
+    why = "needs whole sequences, not single tokens" if architecture == "temporal" else "is not known"
+    raise CheckpointError(f"architecture {architecture!r} is not supported: it {why}", "give another SAE")

@@ -10,16 +10,15 @@ from typing import Any
 from torch import Tensor
 
 from bench.adapters import Given
-from bench.adapters.build import in_frames, input_scale, name_of, per_token, precision, scale_folded, switch, topk, word
-from bench.adapters.files import DAMAGED, folder_of, read_json, read_safetensors, take
-from bench.adapters.sae_lens_parts import CONFIG, WEIGHTS, base, generation, plain, refuse_other_output
+from bench.adapters.build import in_frames, input_scale, name_of, per_token, scale_folded, topk, word
+from bench.adapters.files import DAMAGED, folder_of, read_json, read_safetensors
+from bench.adapters.sae_lens_parts import CONFIG, WEIGHTS, base, finetuned, generation, plain, refuse_other_output
 from bench.errors import CheckpointError
 from bench.sae.activations import ReLU, TanhReLU
 from bench.sae.checkpoint import Loaded
 from bench.sae.dense import DenseSAE
 
 FORMAT = "sae_lens_legacy"
-_FINETUNED = ("scaling_factor", "finetuning_scaling_factor")
 
 
 def sniff(path: Path) -> bool:
@@ -35,7 +34,7 @@ def load(path: Path, given: Given) -> Loaded:
     refuse_other_output(cfg, hook)
     kind = cfg.get("normalize_activations")
     s, normalisation = input_scale("none" if (norm := per_token(kind)) else kind, given)
-    rest, factor, odd = _finetuned(cfg, tensors)
+    rest, factor, odd = finetuned(cfg, tensors)
     architecture = word(cfg.get("architecture", "standard"))
     function = cfg.get("activation_fn_str", cfg.get("activation_fn", "relu"))
     if architecture == "topk" or (architecture == "standard" and function == "topk"):  # most releases call top-k "standard"
@@ -63,21 +62,6 @@ def _build(architecture: str, function: object, cfg: dict[str, Any], tensors: Ma
     if (sae := plain(architecture, tensors, cfg)) is None:
         raise CheckpointError(f"architecture {architecture!r} is not supported", "supported: standard, topk, jumprelu, gated")
     return sae
-
-
-def _finetuned(cfg: dict[str, Any], tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor | None, tuple[str, ...]]:
-    """The other tensors, the fine-tuning factor [d_sae] if it changes something, and what to say of it."""
-    rest, factor = {k: v for k, v in tensors.items() if k not in _FINETUNED}, None
-    odd = precision(tensors.get("W_dec"))
-    for name in (n for n in _FINETUNED if n in tensors):
-        found = take(tensors, name, (None,))
-        if not bool((found != 1).any()):
-            odd = (*odd, f"{name} is 1 for all latents and ignored")
-        elif switch(cfg, _FINETUNED[1]):
-            factor, odd = found, (*odd, f"{name} is folded into W_dec")
-        else:
-            raise CheckpointError(f"the file holds a {name} other than 1, which its config leaves unused", "save the SAE without it")
-    return rest, factor, odd
 
 
 def _hook(cfg: dict[str, Any]) -> str:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from bench.adapters import Given
-from bench.adapters.build import batch_threshold, count, name_of, precision, word
-from bench.adapters.files import DAMAGED, only, read_headed_pt, take
+from bench.adapters.build import batch_threshold, count, four, name_of, precision, word
+from bench.adapters.files import DAMAGED, read_headed_pt, take
 from bench.errors import CheckpointError
 from bench.sae.activations import Activation, ReLU, SignedTopK
 from bench.sae.checkpoint import Loaded
@@ -48,11 +48,8 @@ def load(path: Path, given: Given) -> Loaded:
     file = _weights(path) or path
     header, state = read_headed_pt(file.parent, file.name)
     kind, options = _described(header)
-    only(state, "W_enc", "b_enc", "W_dec", "b_dec", *([_THRESHOLD] if kind == "BatchTopK" else []))
-    b_enc, b_dec = take(state, "b_enc", (None,)), take(state, "b_dec", (None,))
-    d_sae, d_in = len(b_enc), len(b_dec)
-    W_enc, W_dec = take(state, "W_enc", (d_in, d_sae)), take(state, "W_dec", (d_sae, d_in))
-    act = _activation(kind, options, state.get(_THRESHOLD), given, d_sae)
+    W_enc, b_enc, W_dec, b_dec = four(state, *([_THRESHOLD] if kind == "BatchTopK" else []))
+    act = _activation(kind, options, state.get(_THRESHOLD), given, len(b_enc))
     odd = ("made for vision models: the file names no hook of a language model", *precision(state["W_dec"]))
     name = f"{name_of(file.parent)}-{file.stem}"
     return Loaded(DenseSAE(W_enc, b_enc, W_dec, b_dec, torch.zeros_like(b_dec), act), FORMAT, kind.lower(), name, oddities=odd)
