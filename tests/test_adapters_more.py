@@ -338,6 +338,12 @@ def test_mutated_files_load_or_are_refused(name: str, tmp_path: Path) -> None:
     assert refused > MUTATIONS // 5
 
 
+def test_every_format_and_case_is_in_the_documentation() -> None:
+    text = (Path(__file__).parents[1] / "docs/formats.md").read_text()
+    assert not [a.FORMAT for a in ADAPTERS if f"`{a.FORMAT}`" not in text]
+    assert not [name for name in SUPPORTED | MORE if f"| {name} |" not in text]
+
+
 def test_dictionary_learning_backups_and_saved_steps_are_no_single_files(tmp_path: Path) -> None:
     folder = dl(tmp_path, "AutoEncoderNew", linear(**{"decoder.bias": P["b_dec"]}))
     assert [a.FORMAT for a in ADAPTERS if a.sniff(folder / "ae.pt")] == ["dictionary_learning"]

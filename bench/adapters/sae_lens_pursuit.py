@@ -14,7 +14,7 @@ from bench.adapters.files import DAMAGED, only, take
 from bench.errors import CheckpointError
 from bench.sae.greedy import Greedy, GreedySAE
 
-_MOST_PICKS = 65536
+_MOST_PICKS = 16384  # picks of a block of tokens are held
 
 
 def pursuit(tensors: Mapping[str, Tensor], cfg: Mapping[str, Any], s: float) -> GreedySAE:
