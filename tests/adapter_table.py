@@ -40,7 +40,7 @@ def rows() -> Iterator[Row]:
             codes = case.codes()
             yield (loaded.format, loaded.architecture, loaded.sae.act.name, name, *measured(loaded, X, codes, case.recon(codes)))
     for case in json.loads((FIXTURES / "manifest.json").read_text())["cases"]:
-        loaded, expected = open_checkpoint(FIXTURES / case["path"], Given()), np.load(FIXTURES / case["expected"])
+        loaded, expected = open_checkpoint(FIXTURES / case["path"], Given(**case.get("given", {}))), np.load(FIXTURES / case["expected"])
         x, acts, recon = (expected[case["keys"][k]] for k in ("x", "acts", "recon"))
         written = f"by {case['library']} {case['version']}"
         yield (loaded.format, loaded.architecture, loaded.sae.act.name, written, *measured(loaded, x, acts, recon))

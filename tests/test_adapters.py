@@ -63,7 +63,7 @@ def test_supported_architectures_equal_their_formula(name: str, tmp_path: Path) 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c["id"])
 def test_files_of_other_libraries_reproduce_their_numbers(case: dict[str, Any]) -> None:
-    loaded = open_checkpoint(FIXTURES / case["path"], Given())
+    loaded = open_checkpoint(FIXTURES / case["path"], Given(**case.get("given", {})))
     expected = np.load(FIXTURES / case["expected"])
     x, acts, recon = (expected[case["keys"][k]] for k in ("x", "acts", "recon"))
     agree(loaded, x, acts, recon, case["atol"], case["rtol"])
@@ -74,9 +74,9 @@ def test_files_of_other_libraries_reproduce_their_numbers(case: dict[str, Any]) 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c["id"])
 def test_pointing_at_a_file_of_the_folder_is_the_same(case: dict[str, Any]) -> None:
-    whole = open_checkpoint(FIXTURES / case["path"], Given())
+    whole = open_checkpoint(FIXTURES / case["path"], Given(**case.get("given", {})))
     for file in (f for f in case["files"] if Path(f).parent == Path(case["path"])):
-        assert open_checkpoint(FIXTURES / file, Given()).sae.sha256 == whole.sae.sha256
+        assert open_checkpoint(FIXTURES / file, Given(**case.get("given", {}))).sae.sha256 == whole.sae.sha256
 
 
 def test_exactly_one_adapter_takes_each_checkpoint(tmp_path: Path) -> None:
