@@ -158,6 +158,7 @@ MOSS: dict[str, Case] = {
     ),
     "moss, norm given": Case(lambda d: moss(d, "relu", average=0.0), lambda: relu(pre(S * X, False)), lambda f: decode(f) / S, SCALE),
     "lm_saes jumprelu": Case(lm_saes, lambda: jump(pre(F * X, False), T / N), moss_decode),
+    "lm_saes, first config": Case(lambda d: lm_saes(d, config="hyperparams.json"), lambda: jump(pre(F * X, False), T / N), moss_decode),
     "lm_saes, b_dec subtracted": Case(
         lambda d: lm_saes(d, "relu", apply_decoder_bias_to_pre_encoder=True), lambda: relu(pre(F * X)), moss_decode
     ),

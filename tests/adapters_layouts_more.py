@@ -90,13 +90,13 @@ def moss_config(act_fn: str) -> dict[str, Any]:
     }
 
 
-def lm_saes(folder: Path, act_fn: str = "jumprelu", **cfg: Any) -> Path:
+def lm_saes(folder: Path, act_fn: str = "jumprelu", config: str = "config.json", **cfg: Any) -> Path:
     """lm-saes of 2025."""
     state = linear(**{"decoder.bias": P["b_dec"]})
     state["dataset_average_activation_norm.blocks.3.hook_resid_post"] = torch.tensor(AVERAGE_NORM)
     state |= {"log_jumprelu_threshold": torch.tensor(LOG, dtype=torch.float32)} if act_fn == "jumprelu" else {}
     save_file(state, folder / "sae_weights.safetensors")
-    (folder / "config.json").write_text(json.dumps(moss_config(act_fn) | cfg))
+    (folder / config).write_text(json.dumps(moss_config(act_fn) | cfg))
     return folder
 
 

@@ -59,6 +59,7 @@ def test_supported_architectures_equal_their_formula(name: str, tmp_path: Path) 
     loaded = open_checkpoint(case.write(tmp_path), case.given)
     agree(loaded, X, codes, case.recon(codes), case.atol, 1e-4)
     assert (loaded.sae.d_in, loaded.sae.d_sae) == (D_IN, D_SAE)
+    assert all(card(loaded).values())
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c["id"])

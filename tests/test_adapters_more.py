@@ -171,6 +171,12 @@ def test_objects_are_named_and_never_made(tmp_path: Path) -> None:
             open_checkpoint(tmp_path / name, Given())
 
 
+def test_distributed_checkpoints_are_named(tmp_path: Path) -> None:
+    (tmp_path / "sae_weights.dcp").mkdir()
+    with pytest.raises(CheckpointError, match="save it as safetensors"):
+        open_checkpoint(tmp_path, Given())
+
+
 def test_sets_of_transcoders_and_unknown_types_are_named(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("feature_input_hook: hook_resid_mid\n")
     with pytest.raises(CheckpointError, match="feature_input_hook"):

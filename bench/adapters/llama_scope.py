@@ -14,7 +14,7 @@ from bench.adapters import Given
 from bench.adapters.build import agree, in_frames, name_of, norms_folded, precision, switch, transposed, word
 from bench.adapters.files import only, peek_json, read_json, take
 from bench.adapters.openmoss import NORM, bias, of_one_threshold, refuse, scale_of
-from bench.adapters.openmoss_files import HYPERPARAMETERS, chosen, home, tensors_of
+from bench.adapters.openmoss_files import HYPERPARAMETERS, chosen, home, newer, tensors_of
 from bench.sae.activations import ReLU
 from bench.sae.checkpoint import Loaded
 from bench.sae.dense import DenseSAE
@@ -24,8 +24,9 @@ FORMAT = "llama_scope"
 
 
 def sniff(path: Path) -> bool:
-    """`hyperparams.json`, and weights beside it or below it."""
-    return home(path, HYPERPARAMETERS) is not None
+    """`hyperparams.json`, and weights beside it or below it without numbers of a later generation."""
+    folder = home(path, HYPERPARAMETERS)
+    return folder is not None and not newer(folder)
 
 
 def load(path: Path, given: Given) -> Loaded:

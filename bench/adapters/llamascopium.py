@@ -8,7 +8,7 @@ from bench.adapters import Given
 from bench.adapters.build import agree, name_of, precision, word
 from bench.adapters.files import only, peek_json, peek_keys, read_json, take
 from bench.adapters.openmoss import NORM, activation, average_of, bias, of_raw_inputs, refuse
-from bench.adapters.openmoss_files import CONFIG, home, tensors_of, weights_in
+from bench.adapters.openmoss_files import CONFIG, chosen, home, tensors_of, weights_in
 from bench.sae.checkpoint import Loaded
 from bench.sae.dense import DenseSAE
 
@@ -27,7 +27,7 @@ def sniff(path: Path) -> bool:
 def load(path: Path, given: Given) -> Loaded:
     """Read one SAE of raw activations; the library's own encoder expects them normalised."""
     folder = home(path) or path
-    cfg, name = read_json(folder, CONFIG), weights_in(folder)[0]
+    cfg, (name, odd) = read_json(folder, CONFIG), chosen(path, folder)
     refuse(cfg)
     tensors, hook = tensors_of(folder, name), word(cfg.get("hook_point_in"))
     jump = [_LOG] if word(cfg.get("act_fn")).lower() == "jumprelu" else []
@@ -43,4 +43,4 @@ def load(path: Path, given: Given) -> Loaded:
     sae = DenseSAE(W_enc, b_enc, W_dec, b_dec, b_dec.new_zeros(d_in), act)
     sae, said = of_raw_inputs(sae, cfg.get("norm_activation", "dataset-wise"), average_of(tensors, hook), given)
     kind = word(cfg.get("act_fn")).lower()
-    return Loaded(sae, FORMAT, kind, name_of(folder), word(cfg.get("model_name")), hook, said, precision(tensors["W_D"]))
+    return Loaded(sae, FORMAT, kind, name_of(folder), word(cfg.get("model_name")), hook, said, (*odd, *precision(tensors["W_D"])))

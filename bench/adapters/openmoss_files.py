@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from bench.adapters.files import DAMAGED, holds, read_pt, read_safetensors
+from bench.adapters.files import DAMAGED, holds, peek_keys, read_pt, read_safetensors
 from bench.errors import CheckpointError
 
 CONFIG, HYPERPARAMETERS = "config.json", "hyperparams.json"
@@ -23,6 +23,12 @@ def home(path: Path, config: str = CONFIG) -> Path | None:
     found = weights_in(folder)
     known = path == folder or path.name == config or any(path == folder / n for n in found)
     return folder if known and found and holds(folder, config) else None
+
+
+def newer(folder: Path) -> bool:
+    """Whether the weights hold thresholds or norms of their own: what lies beside `hyperparams.json` since 2025."""
+    keys = peek_keys(folder / weights_in(folder)[0])
+    return "log_jumprelu_threshold" in keys or any(k.startswith("dataset_average_activation_norm.") for k in keys)
 
 
 def weights_in(folder: Path) -> tuple[str, ...]:

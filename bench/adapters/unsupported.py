@@ -39,6 +39,8 @@ def recognise(path: Path) -> str | None:
         return by_tensors
     if is_folder and (kind := peek_json(folder, "config.json").get("sae_type")) not in (None, "sae"):
         return f"an OpenMOSS {kind}, not an SAE"
+    if any(os.path.isdir(folder / n) for n in ("sae_weights.dcp", "checkpoints/final.dcp")):
+        return "a distributed checkpoint (.dcp), whose metadata only running code would read: save it as safetensors"
     if is_folder and _mentions(folder / "config.yaml", b"feature_input_hook"):
         return "a set of transcoders (config.yaml says feature_input_hook), not an SAE"
     for names, phrase in _BY_FILES:
