@@ -23,7 +23,11 @@ from bench.sae.codes import Codes
 from bench.sae.dense import DenseSAE
 from bench.sae.greedy import Greedy, GreedySAE
 from bench.sae.normalisation import PerToken
-from bench.store import array_sha256
+from bench.store import Store, array_sha256
+from bench.types import Result
+from bench.worlds.context import world_context
+from bench.worlds.names import open_world
+from tasks.ground_truth import GroundTruth
 from tests.adapters_cases import SUPPORTED
 from tests.adapters_cases_more import MORE
 from tests.adapters_layouts import D_IN, D_SAE, FOUR, SCALE, K, P, X, dl, gemma, lens, linear, tensors
@@ -246,6 +250,19 @@ def test_the_raw_contributions_of_normalised_tokens_add_up() -> None:
     keep = np.arange(20) != 4
     difference = view.reconstruct(codes) - view.reconstruct(codes.scaled(keep.astype(np.float64)))
     np.testing.assert_allclose(difference, codes.columns(np.array([4])) * view.W_dec[4], atol=1e-4)
+
+
+def test_frames_are_kept_with_stored_codes(tmp_path: Path) -> None:
+    ctx, rows = world_context(open_world("world:tiny"), Store(tmp_path)), torch.randn(30, 48, generator=G)
+    sae = DenseSAE(rows.T.contiguous(), torch.zeros(30), rows, torch.ones(48), torch.ones(48), TopK(4), PerToken("layer_norm"))
+    x, wanted = torch.randn(50, 48, generator=G) + 2, []
+    for _ in range(2):  # computed, then read back
+        codes = ctx.codes(Canonical(sae), x.numpy(), {"made": "here"})
+        wanted.append(Canonical(sae).reconstruct(codes))
+    np.testing.assert_array_equal(*wanted)
+    np.testing.assert_allclose(wanted[0], sae.decode(sae.encode(x)).numpy(), atol=1e-4)
+    answer = GroundTruth(tokens=2_048).run(Canonical(sae), ctx)
+    assert isinstance(answer, Result)
 
 
 def test_codes_without_their_frames_are_not_decoded() -> None:

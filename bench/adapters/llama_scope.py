@@ -13,7 +13,7 @@ from torch import Tensor
 from bench.adapters import Given
 from bench.adapters.build import agree, in_frames, name_of, norms_folded, precision, switch, transposed, word
 from bench.adapters.files import only, peek_json, read_json, take
-from bench.adapters.openmoss import NORM, bias, of_one_threshold, refuse, scale_of
+from bench.adapters.openmoss import NORM, bias, counts_norms, of_one_threshold, refuse, scale_of
 from bench.adapters.openmoss_files import HYPERPARAMETERS, chosen, home, newer, tensors_of
 from bench.sae.activations import ReLU
 from bench.sae.checkpoint import Loaded
@@ -44,7 +44,7 @@ def load(path: Path, given: Given) -> Loaded:
         s, said = scale_of(kind, _average(cfg, "in"), sae.d_in, given)
         s_out = scale_of(kind, out, sae.d_in, Given())[0] if out else s
         sae = replace(sae, b_enc=sae.b_enc / s, W_dec=sae.W_dec * (s / s_out), b_dec=sae.b_dec / s_out, b_pre=sae.b_pre / s_out)
-    if switch(cfg, "sparsity_include_decoder_norm"):
+    if counts_norms(cfg):
         sae = norms_folded(sae)
     sae = replace(sae, act=of_one_threshold(cfg, given, sae.d_sae))
     lm, hook = word(peek_json(folder, "lm_config.json").get("model_name")), word(cfg.get("hook_point_in"))

@@ -42,9 +42,7 @@ def activation(cfg: Mapping[str, Any], log_threshold: Tensor | None, given: Give
         W_dec: [d_sae, d_in] as stored.
     """
     kind, d_sae = word(cfg.get("act_fn")).lower(), len(W_dec)
-    if "sparsity_include_decoder_norm" not in cfg:
-        raise CheckpointError("the config does not say sparsity_include_decoder_norm", "add it to the config, true or false")
-    with_norms = switch(cfg, "sparsity_include_decoder_norm")
+    with_norms = counts_norms(cfg)
     if kind == "relu":
         return ReLU()
     if kind == "topk":
@@ -57,6 +55,13 @@ def activation(cfg: Mapping[str, Any], log_threshold: Tensor | None, given: Give
     else:
         raise CheckpointError(f"act_fn {cfg.get('act_fn')!r} is not supported", "supported: relu, jumprelu, topk, batchtopk")
     return above_norms(threshold, W_dec) if with_norms else JumpReLU(threshold)
+
+
+def counts_norms(cfg: Mapping[str, Any]) -> bool:
+    """Whether pre-activations are multiplied by decoder norms before the activation; the default has changed, so the key is needed."""
+    if "sparsity_include_decoder_norm" not in cfg:
+        raise CheckpointError("the config does not say sparsity_include_decoder_norm", "add it to the config, true or false")
+    return switch(cfg, "sparsity_include_decoder_norm")
 
 
 def of_one_threshold(cfg: Mapping[str, Any], given: Given, d_sae: int) -> Activation:
