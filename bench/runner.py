@@ -132,7 +132,7 @@ def subjects(spec: RunSpec, objects: Mapping[str, SAE] | None = None) -> list[Su
     against = open_sae(spec.against, given, records).loaded if spec.against else None
     device, store, corpus = pick_device(spec.device), Store.default(), open_corpus(spec.text)
     shared = cache(lambda reference: open_lm(reference, device, spec.dtype))
-    judge = open_judge(spec.judge_settings)
+    judge = open_judge(spec)
     made: list[Subject] = []
     for loaded in opened:
         site, notes = _site(spec, loaded, shared)

@@ -19,8 +19,10 @@ _CAPPED = {"tokens": 128, "loss_tokens": 128, "rows": 1, "words": 20, "train": 2
 
 
 @dataclass(frozen=True)
-class RunSpec:
+class RunSpec(JudgeSettings):
     """Everything a run depends on; the same names as flags, TOML keys and keyword arguments.
+
+    The judge of latents has the fields of `JudgeSettings`.
 
     Args:
         sae: References of the SAEs.
@@ -39,16 +41,6 @@ class RunSpec:
         k: Fact a checkpoint may lack: active latents per token.
         threshold: Fact a checkpoint may lack: activation threshold.
         norm_scale: Fact a checkpoint may lack: input scale it was trained with.
-        judge: Who explains latents: `statistics` (offline), `openai`, or `replay:PATH`.
-        judge_model: Model of the judge's server; the scorer, if there is another explainer.
-        explainer_model: Model that explains; "" for the same.
-        judge_base_url: Of the judge's server, up to and including `/v1`; "" for OpenAI.
-        judge_api_key_env: Environment variable that holds the judge's key.
-        judge_timeout: Seconds for one call.
-        judge_concurrency: Calls in flight at most.
-        judge_price: `IN,OUT` in USD per million tokens; "" if unknown.
-        budget_calls: Calls of the judge at most; 0 for no bound.
-        budget_usd: USD at most; 0 for no bound.
     """
 
     sae: tuple[str, ...] = ()
@@ -67,21 +59,6 @@ class RunSpec:
     k: int | None = None
     threshold: float | None = None
     norm_scale: float | None = None
-    judge: str = "statistics"
-    judge_model: str = ""
-    explainer_model: str = ""
-    judge_base_url: str = ""
-    judge_api_key_env: str = "OPENAI_API_KEY"
-    judge_timeout: float = 60.0
-    judge_concurrency: int = 32
-    judge_price: str = ""
-    budget_calls: int = 0
-    budget_usd: float = 0.0
-
-    @property
-    def judge_settings(self) -> JudgeSettings:
-        """Who judges, and how it is asked."""
-        return JudgeSettings(**{f.name: getattr(self, f.name) for f in fields(JudgeSettings)})
 
     @property
     def records_folder(self) -> Path:
