@@ -227,7 +227,8 @@ class Context:
 
 
 def _codes(found: Mapping[str, np.ndarray], d_sae: int) -> Codes:
-    return Codes(np.asarray(found["indptr"]), np.asarray(found["indices"]), np.asarray(found["values"]), d_sae)
+    frame = np.asarray(found["frame"]) if "frame" in found else None
+    return Codes(np.asarray(found["indptr"]), np.asarray(found["indices"]), np.asarray(found["values"]), d_sae, frame)
 
 
 def last_ordinary(rows: Rows) -> tuple[np.ndarray, np.ndarray]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,144 +14,30 @@ import torch
 from bench.adapters import ADAPTERS, Given, open_checkpoint
 from bench.sae.card import card
 from bench.sae.checkpoint import Loaded
+from tests.adapters_cases import SUPPORTED as FIRST
+from tests.adapters_cases_more import MORE
 from tests.adapters_layouts import (
     AVERAGE,
     D_IN,
     D_SAE,
     FOUR,
-    GATED,
     SCALE,
-    T64,
-    K,
     N,
     P,
     S,
     X,
-    batch,
-    decode,
     dl,
-    gate,
     gemma,
-    jump,
     legacy,
     lens,
     linear,
-    pre,
-    relu,
-    scaled,
     sparsify,
     tensors,
-    top,
 )
 
 FIXTURES = Path(__file__).with_name("fixtures")
+SUPPORTED = FIRST | MORE
 CASES = json.loads((FIXTURES / "manifest.json").read_text())["cases"]
-
-
-@dataclass(frozen=True)
-class Case:
-    """A checkpoint, its codes of X, and its reconstruction of codes."""
-
-    write: Callable[[Path], Path]
-    codes: Callable[[], np.ndarray]
-    recon: Callable[[np.ndarray], np.ndarray] = decode
-    given: Given = field(default_factory=Given)
-    atol: float = 2e-5
-
-
-MATRYOSHKA = {"k": torch.tensor(K), "threshold": torch.tensor(0.25), "group_sizes": torch.tensor([10, 30])}
-TRAINED = {"k": 5, "rescale_acts_by_decoder_norm": True}
-AE_GATED = {"r_mag": P["r_mag"], "gate_bias": P["b_gate"], "mag_bias": P["b_mag"], "decoder_bias": P["b_dec"]}
-SUPPORTED: dict[str, Case] = {
-    "lens standard": Case(lambda d: lens(d, tensors(*FOUR), architecture="standard"), lambda: relu(pre(X))),
-    "lens standard, b_dec kept": Case(
-        lambda d: lens(d, tensors(*FOUR), architecture="standard", apply_b_dec_to_input=False), lambda: relu(pre(X, False))
-    ),
-    "lens standard, scaled": Case(
-        lambda d: lens(d, tensors(*FOUR), architecture="standard", **AVERAGE), lambda: relu(pre(S * X)), scaled, SCALE
-    ),
-    "lens scaled, b_dec kept": Case(
-        lambda d: lens(d, tensors(*FOUR), architecture="standard", apply_b_dec_to_input=False, **AVERAGE),
-        lambda: relu(pre(S * X, False)),
-        scaled,
-        SCALE,
-    ),
-    "lens jumprelu": Case(lambda d: lens(d, tensors(*FOUR, "threshold"), architecture="jumprelu"), lambda: jump(pre(X), P["threshold"])),
-    "lens jumprelu, scaled": Case(
-        lambda d: lens(d, tensors(*FOUR, "threshold"), architecture="jumprelu", **AVERAGE),
-        lambda: jump(pre(S * X), P["threshold"]),
-        scaled,
-        SCALE,
-    ),
-    "lens topk": Case(lambda d: lens(d, tensors(*FOUR), architecture="topk", k=K, rescale_acts_by_decoder_norm=False), lambda: top(pre(X))),
-    "lens topk, k given": Case(lambda d: lens(d, tensors(*FOUR), architecture="topk"), lambda: top(pre(X), 3), given=Given(k=3)),
-    "lens topk, rescaled": Case(
-        lambda d: lens(d, tensors(*FOUR), architecture="topk", **TRAINED), lambda: top(pre(X) * N), lambda f: decode(f / N)
-    ),
-    "lens topk, rescaled and scaled": Case(
-        lambda d: lens(d, tensors(*FOUR), architecture="topk", **TRAINED, **AVERAGE),
-        lambda: top(pre(S * X) * N) / S,
-        lambda f: decode(f * S / N) / S,
-        SCALE,
-    ),
-    "lens gated": Case(lambda d: lens(d, tensors(*GATED), architecture="gated"), lambda: gate(X)),
-    "lens gated, scaled": Case(lambda d: lens(d, tensors(*GATED), architecture="gated", **AVERAGE), lambda: gate(S * X), scaled, SCALE),
-    "lens batchtopk": Case(
-        lambda d: lens(d, tensors(*FOUR, topk_threshold=T64), architecture="batchtopk", **TRAINED),
-        lambda: jump(pre(X) * N, 0.5),
-        lambda f: decode(f / N),
-    ),
-    "lens batchtopk, scaled": Case(
-        lambda d: lens(d, tensors(*FOUR, topk_threshold=T64), architecture="batchtopk", **TRAINED, **AVERAGE),
-        lambda: jump(pre(S * X) * N, 0.5) / S,
-        lambda f: decode(f * S / N) / S,
-        SCALE,
-    ),
-    "lens matryoshka": Case(
-        lambda d: lens(d, tensors(*FOUR, topk_threshold=T64), architecture="matryoshka_batchtopk", k=5, rescale_acts_by_decoder_norm=False),
-        lambda: jump(pre(X), 0.5),
-    ),
-    "legacy standard": Case(lambda d: legacy(d, tensors(*FOUR)), lambda: relu(pre(X))),
-    "legacy ones": Case(lambda d: legacy(d, tensors(*FOUR, scaling_factor=np.ones(D_SAE))), lambda: relu(pre(X))),
-    "legacy bool scale": Case(lambda d: legacy(d, tensors(*FOUR), normalize_activations=True), lambda: relu(pre(S * X)), scaled, SCALE),
-    "legacy topk": Case(
-        lambda d: legacy(d, tensors(*FOUR), architecture="standard", activation_fn_str="topk", activation_fn_kwargs={"k": K}),
-        lambda: top(pre(X)),
-    ),
-    "legacy topk, own name": Case(
-        lambda d: legacy(d, tensors(*FOUR), architecture="topk", activation_fn="topk", activation_fn_kwargs={"k": K}),
-        lambda: top(pre(X)),
-    ),
-    "legacy jumprelu": Case(
-        lambda d: legacy(d, tensors(*FOUR, "threshold"), architecture="jumprelu", apply_b_dec_to_input=False),
-        lambda: jump(pre(X, False), P["threshold"]),
-    ),
-    "legacy gated": Case(lambda d: legacy(d, tensors(*GATED), architecture="gated"), lambda: gate(X)),
-    "dl AutoEncoder": Case(lambda d: dl(d, "AutoEncoder", linear(bias=P["b_dec"])), lambda: relu(pre(X))),
-    "dl compiled": Case(
-        lambda d: dl(d, "AutoEncoder", {f"_orig_mod.{k}": v for k, v in linear(bias=P["b_dec"]).items()}), lambda: relu(pre(X))
-    ),
-    "dl AutoEncoderNew": Case(lambda d: dl(d, "AutoEncoderNew", linear(**{"decoder.bias": P["b_dec"]})), lambda: relu(pre(X, False))),
-    "dl GatedAutoEncoder": Case(
-        lambda d: dl(d, "GatedAutoEncoder", {k: v for k, v in linear(**AE_GATED).items() if k != "encoder.bias"}), lambda: gate(X)
-    ),
-    "dl JumpReluAutoEncoder": Case(
-        lambda d: dl(d, "JumpReluAutoEncoder", tensors(*FOUR, "threshold")), lambda: jump(pre(X, False), P["threshold"])
-    ),
-    "dl AutoEncoderTopK": Case(lambda d: dl(d, "AutoEncoderTopK", batch(0.3), k=K), lambda: top(relu(pre(X)))),
-    "dl AutoEncoderTopK of 2024": Case(lambda d: dl(d, "AutoEncoderTopK", linear(b_dec=P["b_dec"]), k=K), lambda: top(relu(pre(X)))),
-    "dl BatchTopKSAE": Case(lambda d: dl(d, "BatchTopKSAE", batch(0.25)), lambda: jump(relu(pre(X)), 0.25)),
-    "dl BatchTopKSAE, given": Case(
-        lambda d: dl(d, "BatchTopKSAE", batch(-1.0)), lambda: jump(relu(pre(X)), 0.3), given=Given(threshold=0.3)
-    ),
-    "dl MatryoshkaBatchTopKSAE": Case(
-        lambda d: dl(d, "MatryoshkaBatchTopKSAE", tensors(*FOUR, **MATRYOSHKA)), lambda: jump(relu(pre(X)), 0.25)
-    ),
-    "sparsify topk": Case(sparsify, lambda: top(relu(pre(X)))),
-    "sparsify of 2024": Case(lambda d: sparsify(d, signed=False, num_latents=D_SAE), lambda: top(relu(pre(X)))),
-    "gemma": Case(gemma, lambda: jump(pre(X, False), P["threshold"])),
-    "gemma, lower case": Case(lambda d: gemma(d, {"W_enc": "w_enc", "W_dec": "w_dec"}), lambda: jump(pre(X, False), P["threshold"])),
-}
 
 
 def agree(loaded: Loaded, x: np.ndarray, codes: np.ndarray, recon: np.ndarray, atol: float, rtol: float) -> None:
@@ -174,11 +59,12 @@ def test_supported_architectures_equal_their_formula(name: str, tmp_path: Path) 
     loaded = open_checkpoint(case.write(tmp_path), case.given)
     agree(loaded, X, codes, case.recon(codes), case.atol, 1e-4)
     assert (loaded.sae.d_in, loaded.sae.d_sae) == (D_IN, D_SAE)
+    assert all(card(loaded).values())
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c["id"])
 def test_files_of_other_libraries_reproduce_their_numbers(case: dict[str, Any]) -> None:
-    loaded = open_checkpoint(FIXTURES / case["path"], Given())
+    loaded = open_checkpoint(FIXTURES / case["path"], Given(**case.get("given", {})))
     expected = np.load(FIXTURES / case["expected"])
     x, acts, recon = (expected[case["keys"][k]] for k in ("x", "acts", "recon"))
     agree(loaded, x, acts, recon, case["atol"], case["rtol"])
@@ -189,9 +75,9 @@ def test_files_of_other_libraries_reproduce_their_numbers(case: dict[str, Any]) 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c["id"])
 def test_pointing_at_a_file_of_the_folder_is_the_same(case: dict[str, Any]) -> None:
-    whole = open_checkpoint(FIXTURES / case["path"], Given())
+    whole = open_checkpoint(FIXTURES / case["path"], Given(**case.get("given", {})))
     for file in (f for f in case["files"] if Path(f).parent == Path(case["path"])):
-        assert open_checkpoint(FIXTURES / file, Given()).sae.sha256 == whole.sae.sha256
+        assert open_checkpoint(FIXTURES / file, Given(**case.get("given", {}))).sae.sha256 == whole.sae.sha256
 
 
 def test_exactly_one_adapter_takes_each_checkpoint(tmp_path: Path) -> None:
@@ -199,7 +85,6 @@ def test_exactly_one_adapter_takes_each_checkpoint(tmp_path: Path) -> None:
         (tmp_path / str(i)).mkdir()
         path = case.write(tmp_path / str(i))
         assert sum(a.sniff(path) for a in ADAPTERS) == 1
-    assert [a.FORMAT for a in ADAPTERS] == ["dictionary_learning", "gemma_scope", "ortsae-bench", "sae_lens", "sae_lens_legacy", "sparsify"]
 
 
 def test_a_pre_activation_at_its_threshold_is_off(tmp_path: Path) -> None:

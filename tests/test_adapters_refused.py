@@ -46,11 +46,11 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], Given, str, str]] = {
     for name, write, given, cause, remedy in [
         *[
             (a, lambda d, a=a: lens(d, tensors(*FOUR), architecture=a), Given(), a, "give")
-            for a in ("abstopk", "matching_pursuit", "temporal", "transcoder", "skip_transcoder", "jumprelu_transcoder", "brand_new")
+            for a in ("temporal", "transcoder", "skip_transcoder", "jumprelu_transcoder", "brand_new")
         ],
         *[
             (n, lambda d, n=n: lens(d, tensors(*FOUR), architecture="standard", normalize_activations=n), SCALE, n, "give")
-            for n in ("layer_norm", "constant_norm_rescale", "covariance_whitening", "constant_scalar_rescale")
+            for n in ("covariance_whitening", "constant_scalar_rescale")
         ],
         ("no factor", lambda d: lens(d, tensors(*FOUR), architecture="standard", **AVERAGE), Given(), "expected_average", "--norm-scale"),
         ("no factor, legacy", lambda d: legacy(d, tensors(*FOUR), normalize_activations=True), Given(), "expected_average", "--norm-scale"),
@@ -80,20 +80,20 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], Given, str, str]] = {
             "never set",
             "--threshold",
         ),
-        ("tanh", lambda d: legacy(d, tensors(*FOUR), activation_fn_str="tanh-relu"), Given(), "tanh-relu", "relu"),
+        ("gelu", lambda d: legacy(d, tensors(*FOUR), activation_fn_str="gelu"), Given(), "gelu", "relu"),
         (
             "finetuned",
-            lambda d: legacy(d, tensors(*FOUR, scaling_factor=np.full(D_SAE, 1.5)), finetuning_scaling_factor=True),
+            lambda d: legacy(d, tensors(*FOUR, scaling_factor=np.full(D_SAE, 1.5))),
             Given(),
             "scaling_factor",
-            "W_dec",
+            "without it",
         ),
         (
             "finetuned, own name",
             lambda d: legacy(d, tensors(*FOUR, finetuning_scaling_factor=np.full(D_SAE, 1.5))),
             Given(),
             "finetuning_scaling_factor",
-            "W_dec",
+            "without it",
         ),
         ("legacy unknown", lambda d: legacy(d, tensors(*FOUR), architecture="odd"), Given(), "odd", "supported"),
         ("skip tensor", lambda d: lens(d, tensors(*FOUR, **SKIP), architecture="standard"), Given(), "transcoder", "give"),
@@ -114,8 +114,8 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], Given, str, str]] = {
             "damaged",
         ),
         ("wrong width", lambda d: lens(d, tensors(*FOUR), architecture="standard", d_in=13), Given(), "d_in", "damaged"),
-        ("groupmax", lambda d: sparsify(d, activation="groupmax"), Given(), "groupmax", "topk"),
-        ("signed", lambda d: sparsify(d, signed=True), Given(), "signed", "unsigned"),
+        ("groupmax, uneven", lambda d: sparsify(d, activation="groupmax", k=7), Given(), "does not divide", "damaged"),
+        ("groupmax, signed", lambda d: sparsify(d, activation="groupmax", signed=True), Given(), "with signs", "topk"),
         ("skip", lambda d: sparsify(d, skip_connection=True), Given(), "skip_connection", "without"),
         ("transcode", lambda d: sparsify(d, transcode=True), Given(), "transcoder", "SAE"),
         ("hidden skip", lambda d: sparsify(d, tensors("W_dec", "b_dec", **ENC, **SKIP)), Given(), "W_skip", "SAE"),
@@ -160,7 +160,7 @@ def test_gemma_scope_folders_that_look_alike_are_refused(tmp_path: Path) -> None
 def test_nothing_one_of_several_and_unknown_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nothing at"):
         open_checkpoint(tmp_path / "absent", Given())
-    with pytest.raises(CheckpointError, match="looked for dictionary_learning, gemma_scope"):
+    with pytest.raises(CheckpointError, match="looked for bartbussmann, deepseek_r1"):
         open_checkpoint(tmp_path, Given())
     for i in range(7):
         shutil.copytree(FIXTURES / "sae_lens/standard/ckpt", tmp_path / f"deep/l{i}")
@@ -171,11 +171,11 @@ def test_nothing_one_of_several_and_unknown_are_told_apart(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("files_there", "phrase"),
     [
-        ({"params.safetensors": ("w_enc", "w_dec", "b_enc", "b_dec", "threshold")}, "Gemma Scope 2"),
-        ({"sae_weights.safetensors": ("W_E", "b_E", "W_D", "b_D")}, "OpenMOSS"),
+        ({"sae_weights.safetensors": ("W_E", "b_E", "W_D", "b_D")}, "without the config.json"),
         ({"layer_1.safetensors": ("W_enc_1", "W_dec_1")}, "crosscoder"),
-        ({"x.pt": ("pre_bias", "latent_bias", "encoder.weight")}, "OpenAI"),
-        ({"x.pth": ("encoder_linear.weight", "decoder_linear.weight")}, "Goodfire"),
+        ({"layer_1.safetensors": ("W_enc", "W_dec", "b_enc", "b_dec")}, "transcoder of a set"),
+        ({"latest_ckpt.safetensors": ("D", "E", "b", "attn_layers.0")}, "whole sequences"),
+        ({"x.safetensors": ("W_enc", "W_skip")}, "transcoder"),
         ({"ae.pt": ("encoder.weight",)}, "without the config.json"),
         ({"sae_weights.safetensors": ("W_enc",)}, "without the cfg.json"),
         ({"sae.pkl": ()}, "pickle"),

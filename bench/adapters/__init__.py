@@ -14,11 +14,12 @@ from typing import Protocol, cast, runtime_checkable
 
 from bench import progress
 from bench.errors import BenchError, CheckpointError
-from bench.sae.activations import JumpReLU, TopK
+from bench.sae.activations import JumpReLU
 from bench.sae.checkpoint import Loaded
 
 GROUP = "ortsae_bench.adapters"
 _DEPTH, _FOLDERS, _SHOWN = 4, 2000, 5
+_SINGLE = (".pt", ".pth", ".npz", ".safetensors")
 _SPELLED = "give the folder that holds the weights and their config"
 
 
@@ -116,6 +117,9 @@ def _unknown(path: Path) -> CheckpointError:
     """Why nothing could be opened: several SAEs below, a known format that is not supported, or nothing known."""
     from bench.adapters.unsupported import recognise
 
+    if len(several := _files_below(path)) > 1:
+        shown = ", ".join(several[:_SHOWN]) + (", …" if len(several) > _SHOWN else "")
+        return CheckpointError(f"{path} holds {len(several)} SAEs: {shown}", "give one of the files")
     if foreign := recognise(path):
         return CheckpointError(f"{path} holds {foreign}", "convert it to a supported format, or add an adapter")
     if below := _below(path):
@@ -123,6 +127,16 @@ def _unknown(path: Path) -> CheckpointError:
         return CheckpointError(f"{path} holds no SAE itself but {len(below)} below it: {shown}", "give one of them")
     formats = ", ".join(a.FORMAT for a in (*ADAPTERS, *plugins()))
     return CheckpointError(f"no SAE checkpoint is recognised at {path}; looked for {formats}", _SPELLED)
+
+
+def _files_below(path: Path) -> list[str]:
+    """Names of the files of a folder that are SAEs by themselves."""
+    try:
+        with os.scandir(path) as entries:
+            names = sorted(e.name for e in entries if e.name.endswith(_SINGLE) and e.is_file())
+    except OSError:
+        return []
+    return [n for n in names[:_FOLDERS] if _choose(path / n) is not None]
 
 
 def _below(path: Path) -> list[Path]:
@@ -142,9 +156,11 @@ def _below(path: Path) -> list[Path]:
 def _flags_used(loaded: Loaded, given: Given) -> None:
     """Refuse a flag that changed nothing: it was meant for another SAE, or this one is not what the user thinks."""
     act = loaded.sae.act
-    one_threshold = isinstance(act, JumpReLU) and bool((act.threshold == act.threshold[0]).all())
+    one_threshold = isinstance(act, JumpReLU) and (
+        bool((act.threshold == act.threshold[0]).all()) or "batchtopk" in loaded.architecture.lower()
+    )
     unused = {
-        "--k": given.k is not None and not isinstance(act, TopK),
+        "--k": given.k is not None and not hasattr(act, "k"),
         "--threshold": given.threshold is not None and not one_threshold,
         "--norm-scale": given.norm_scale is not None and loaded.normalisation == "none",
     }

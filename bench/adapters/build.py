@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from bench.adapters import Given
-from bench.adapters.files import DAMAGED
+from bench.adapters.files import DAMAGED, only, take
 from bench.errors import CheckpointError
-from bench.sae.activations import JumpReLU, TopK
+from bench.sae.activations import JumpReLU, RankedTopK, TopK
 from bench.sae.checkpoint import Form
 from bench.sae.dense import DenseSAE
+from bench.sae.normalisation import PerToken
 
 _MIN_NORM = 1e-8
 
@@ -30,8 +31,8 @@ def checked(sae: Form) -> Form:
     d_sae, d_in = sae.W_dec.shape
     shapes = {"W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,), "b_pre": (d_in,)}
     parts = {n: (getattr(sae, n), s) for n, s in shapes.items() if isinstance(sae, DenseSAE) or n in ("W_dec", "b_dec")}
-    if isinstance(sae.act, JumpReLU):
-        parts["threshold"] = (sae.act.threshold, (d_sae,))
+    if isinstance(sae.act, JumpReLU | RankedTopK):
+        parts["threshold"] = (sae.act.threshold if isinstance(sae.act, JumpReLU) else sae.act.weight, (d_sae,))
     for name, (t, shape) in parts.items():
         if tuple(t.shape) != shape or not bool(torch.isfinite(t).all()):
             raise CheckpointError(f"{name} is not a finite array of shape {list(shape)}", DAMAGED)
@@ -92,8 +93,27 @@ def input_scale(kind: object, given: Given, remedy: str = "") -> tuple[float, st
     return s, f"{name}: factor {s:g} given, folded into the weights"
 
 
+def per_token(kind: object) -> PerToken | None:
+    """The normalisation that no weights can absorb, by SAELens' word for it; None for any other."""
+    known: dict[object, PerToken] = {"layer_norm": PerToken("layer_norm"), "constant_norm_rescale": PerToken("unit_norm")}
+    return known.get(kind) if isinstance(kind, str) else None
+
+
+def in_frames(sae: DenseSAE, norm: PerToken | None) -> tuple[DenseSAE, str]:
+    """The SAE inside the frame of each token, and what to say of it."""
+    if norm is None:
+        return sae, "none"
+    said = {"layer_norm": "layer norm of each token", "unit_norm": "each token to norm sqrt(d_in)"}[norm.kind]
+    return replace(sae, norm=norm), f"{said}, undone on the reconstruction"
+
+
 def topk(k: object, given: Given, d_sae: int) -> TopK:
-    """Top-k with the file's k, or the given one where the file has none.
+    """Top-k with the file's k, or the given one where the file has none. Raises as `count` does."""
+    return TopK(count(k, given, d_sae))
+
+
+def count(k: object, given: Given, d_sae: int) -> int:
+    """The file's k, or the given one where the file has none.
 
     Raises:
         CheckpointError: No k, a k out of range, or two that differ.
@@ -106,13 +126,41 @@ def topk(k: object, given: Given, d_sae: int) -> TopK:
     chosen = stored if stored is not None else int(given.k or 0)
     if not 1 <= chosen <= d_sae:
         raise CheckpointError(f"k = {chosen} is not between 1 and the {d_sae} latents", DAMAGED if given.k is None else "give another --k")
-    return TopK(chosen)
+    return chosen
 
 
 def _whole(k: object) -> int | None:
     """A whole number from a config or a one-element tensor; None where there is none."""
     value = k.item() if isinstance(k, Tensor) and k.numel() == 1 else k
     return int(value) if isinstance(value, int | float) and not isinstance(value, bool) and float(value).is_integer() else None
+
+
+def above_norms(threshold: Tensor, W_dec: Tensor) -> JumpReLU:
+    """For a file that compares pre · ‖W_i‖ with thresholds [d_sae]: pre is compared with the threshold over the norm.
+
+    A row of norm 0 has 0 on the left, which lies above no threshold that is 0 or more.
+    """
+    n = W_dec.norm(dim=1)
+    return JumpReLU(torch.where(n > 0, threshold / n.clamp(min=torch.finfo(n.dtype).tiny), torch.finfo(n.dtype).max))
+
+
+def inclusive(threshold: Tensor) -> JumpReLU:
+    """For a file whose latents fire at the threshold itself: strictly above the next smaller float32."""
+    return JumpReLU(torch.nextafter(threshold.float(), torch.tensor(-math.inf)))
+
+
+def transposed(tensors: Mapping[str, object], encoder: str, decoder: str, d_in: int, d_sae: int) -> tuple[Tensor, Tensor]:
+    """W_enc [d_in, d_sae] and W_dec [d_sae, d_in] of two `nn.Linear` layers, which store their transposes."""
+    W_enc, W_dec = take(tensors, encoder, (d_sae, d_in)), take(tensors, decoder, (d_in, d_sae))
+    return W_enc.T.contiguous(), W_dec.T.contiguous()
+
+
+def four(tensors: Mapping[str, object], *more: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`W_enc` [d_in, d_sae], `b_enc`, `W_dec` [d_sae, d_in], `b_dec` by these names, with no other tensors than `more`."""
+    only(tensors, "W_enc", "b_enc", "W_dec", "b_dec", *more)
+    b_enc, b_dec = take(tensors, "b_enc", (None,)), take(tensors, "b_dec", (None,))
+    d_sae, d_in = len(b_enc), len(b_dec)
+    return take(tensors, "W_enc", (d_in, d_sae)), b_enc, take(tensors, "W_dec", (d_sae, d_in)), b_dec
 
 
 def batch_threshold(stored: float | None, given: Given, d_sae: int) -> JumpReLU:
@@ -149,6 +197,14 @@ def switch(config: Mapping[str, Any], key: str, default: bool = False) -> bool:
     if not isinstance(value, bool):
         raise CheckpointError(f"the config's {key} is {value!r}, neither true nor false", DAMAGED)
     return value
+
+
+def spelled_switch(cfg: Mapping[str, Any], key: str) -> bool:
+    """A config's yes or no, also where it is written as Python prints it; there is no default."""
+    found = {"True": True, "False": False}.get(str(cfg.get(key)))
+    if found is None:
+        raise CheckpointError(f"the config's {key} is {cfg.get(key)!r}, neither true nor false", DAMAGED)
+    return found
 
 
 def word(value: object) -> str:

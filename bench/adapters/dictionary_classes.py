@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bench.adapters import Given
-from bench.adapters.build import batch_threshold, gated, topk
+from bench.adapters.build import batch_threshold, gated, topk, transposed
 from bench.adapters.files import only, take
 from bench.sae.activations import Activation, JumpReLU, ReLU
 from bench.sae.dense import DenseSAE
@@ -19,9 +19,7 @@ Built = tuple[DenseSAE, tuple[str, ...]]
 
 
 def _linear(state: State, d_in: int, d_sae: int) -> tuple[Tensor, Tensor]:
-    """W_enc [d_in, d_sae] and W_dec [d_sae, d_in] of two `nn.Linear` layers, which store their transposes."""
-    W_enc, W_dec = take(state, "encoder.weight", (d_sae, d_in)), take(state, "decoder.weight", (d_in, d_sae))
-    return W_enc.T.contiguous(), W_dec.T.contiguous()
+    return transposed(state, "encoder.weight", "decoder.weight", d_in, d_sae)
 
 
 def _standard(state: State, trainer: State, given: Given) -> Built:

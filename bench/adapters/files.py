@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
 import math
 import os
 import pickletools
 import zipfile
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,8 @@ MAX_BYTES = 16 * 2**30
 _MAX_RATIO = 4
 _SLACK = 64 * 2**20  # small files of zeros compress well without being bombs
 _MAX_JSON = 16 * 2**20
+_MAX_NAMES, _MAX_PEEKS = 5000, 20  # of a folder: names read, files looked into
+_NOT_NAMES = frozenset({"storage", "cpu", "cuda:0"})  # words that every pickle of tensors holds
 _MAX_PICKLE = 4 * 2**20  # a state dict's pickle holds names and shapes only
 _PICKLE_GLOBALS = frozenset(
     {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"}
@@ -108,17 +113,42 @@ def read_pt(folder: Path, name: str) -> dict[str, Any]:
     that are harmless to it allocate as much memory as the file asks for.
     """
     path = inside(folder, name)
+    with reading(folder / name), path.open("rb") as f:
+        return _read_torch(name, f, path.stat().st_size)
+
+
+def read_headed_pt(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A line of JSON and the dictionary of the `torch.save` archive behind it."""
+    path = inside(folder, name)
     with reading(folder / name):
-        with zipfile.ZipFile(path) as z:
-            _check_zip(name, z, path.stat().st_size)
-            for foreign in _pickle_globals(z) - _PICKLE_GLOBALS:
-                raise CheckpointError(f"{name} holds Python objects ({foreign}), which only running its code would read", _PLAIN)
-        found = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(found, dict) or not all(isinstance(k, str) for k in found):
-            raise CheckpointError(f"{name} holds no dictionary of tensors", _PLAIN)
-        if any(isinstance(t, Tensor) and t.numel() * t.element_size() > t.untyped_storage().nbytes() for t in found.values()):
-            raise CheckpointError(f"a tensor of {name} claims more numbers than are stored", DAMAGED)
-        return {k.removeprefix("_orig_mod."): v for k, v in found.items()}  # the prefix is left by torch.compile
+        _bounded(name, path.stat().st_size, path.stat().st_size)
+        with path.open("rb") as f:
+            header, rest = json.loads(f.readline(_MAX_JSON)), f.read()
+        if not isinstance(header, dict):
+            raise CheckpointError(f"the first line of {name} holds no JSON object", DAMAGED)
+        return header, _read_torch(name, io.BytesIO(rest), len(rest))
+
+
+def _read_torch(name: str, file: io.BufferedReader | io.BytesIO, size: int) -> dict[str, Any]:
+    with zipfile.ZipFile(file) as z:
+        _check_zip(name, z, size)
+        for foreign in _pickle_globals(z) - _PICKLE_GLOBALS:
+            raise CheckpointError(f"{name} holds Python objects ({foreign}), which only running its code would read", _PLAIN)
+    file.seek(0)
+    found = torch.load(file, map_location="cpu", weights_only=True)
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{name} holds no dictionary of tensors", _PLAIN)
+    return _plain(name, found)
+
+
+def _plain(name: str, found: Mapping[object, Any]) -> dict[str, Any]:
+    """A dictionary with text keys and tensors that are stored whole, and the dictionaries in it likewise."""
+    if not all(isinstance(k, str) for k in found):
+        raise CheckpointError(f"{name} holds no dictionary of tensors", _PLAIN)
+    if any(isinstance(t, Tensor) and t.numel() * t.element_size() > t.untyped_storage().nbytes() for t in found.values()):
+        raise CheckpointError(f"a tensor of {name} claims more numbers than are stored", DAMAGED)
+    plain = {str(k): _plain(name, v) if isinstance(v, dict) else v for k, v in found.items()}
+    return {k.removeprefix("_orig_mod."): v for k, v in plain.items()}  # the prefix is left by torch.compile
 
 
 _PLAIN = "save the state dict alone: torch.save(sae.state_dict(), path)"
@@ -171,21 +201,50 @@ def only(tensors: Mapping[str, object], *known: str) -> None:
         raise CheckpointError(f"unexpected tensor {name!r}, so the numbers could be wrong", "this variant of the format is not supported")
 
 
+def weights_file(path: Path, suffixes: tuple[str, ...], wanted: Callable[[frozenset[str]], bool]) -> Path | None:
+    """The path itself, or the only file of the folder, whose tensor names are wanted; never raises."""
+    try:
+        if os.path.isdir(path):
+            with os.scandir(path) as entries:
+                names = sorted(e.name for e in itertools.islice(entries, _MAX_NAMES) if e.name.endswith(suffixes))
+            files = [path / n for n in names[:_MAX_PEEKS]]
+        else:
+            files = [path] if path.name.endswith(suffixes) else []
+        found = [f for f in files if wanted(peek_keys(f))]
+    except OSError:
+        return None
+    return found[0] if len(found) == 1 else None
+
+
 def peek_keys(path: Path) -> frozenset[str]:
     """Tensor names of a safetensors or npz file, or all strings of a pt file's pickle; empty if unreadable. Never raises."""
-    if not os.path.isfile(path):  # opening a pipe would wait for ever
-        return frozenset()
     try:
-        if path.suffix == ".safetensors":
-            with path.open("rb") as f:
-                size = int.from_bytes(f.read(8), "little")
-                return frozenset(json.loads(f.read(min(size, _MAX_JSON)))) - {"__metadata__"}
-        with zipfile.ZipFile(path) as z:
-            if path.suffix == ".npz":
-                return frozenset(n.removesuffix(".npy") for n in z.namelist())
-            return frozenset(str(arg) for _, arg, _ in pickletools.genops(_pickle(z)) if isinstance(arg, str))
+        facts = os.stat(path)
+        return _peeked(path, facts.st_mtime_ns, facts.st_size, facts.st_ino) if os.path.isfile(path) else frozenset()
     except Exception:  # a peek decides nothing but which reader will report the damage
         return frozenset()
+
+
+@lru_cache(maxsize=64)
+def _peeked(path: Path, *_: int) -> frozenset[str]:
+    if path.suffix == ".safetensors":
+        with path.open("rb") as f:
+            size = int.from_bytes(f.read(8), "little")
+            return frozenset(json.loads(f.read(min(size, _MAX_JSON)))) - {"__metadata__"}
+    with zipfile.ZipFile(path) as z:
+        if path.suffix == ".npz":
+            return frozenset(n.removesuffix(".npy") for n in z.namelist())
+        words = {str(arg) for op, arg, _ in pickletools.genops(_pickle(z)) if isinstance(arg, str) and op.name != "GLOBAL"}
+    return frozenset(w.removeprefix("_orig_mod.") for w in words if w not in _NOT_NAMES and not w.isdigit())
+
+
+def foreign_names(path: Path) -> set[str]:
+    """What a pt file's pickle would import that no state dict needs; empty if unreadable. Never raises."""
+    try:
+        with zipfile.ZipFile(path) as z:
+            return _pickle_globals(z) - _PICKLE_GLOBALS
+    except Exception:  # naming a format is a courtesy; damage is reported elsewhere
+        return set()
 
 
 def _bounded(name: str, declared: int, size: int) -> None:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
 from bench.adapters import Given
 from bench.adapters.build import name_of, topk, word
-from bench.adapters.files import DAMAGED, folder_of, only, read_json, read_safetensors, take
+from bench.adapters.files import folder_of, only, read_json, read_safetensors, take
+from bench.adapters.native_pursuit import PURSUITS
 from bench.errors import CheckpointError
-from bench.sae.checkpoint import FACTS, WEIGHTS, Loaded, activation
+from bench.sae.checkpoint import FACTS, FORMAT_WITH_NORM, WEIGHTS, Loaded, activation
 from bench.sae.checkpoint import FORMAT as VERSION
 from bench.sae.dense import DenseSAE
-from bench.sae.pursuit import PursuitSAE
+from bench.sae.normalisation import PerToken
 
 FORMAT = "ortsae-bench"
-_UNIT = 0.01  # tolerance of unit norms; rows rounded to bfloat16 are within half of it
+_OURS = ("format", "format_version", "activation", "norm", "name", "method", "lm", "hook")
 
 
 def sniff(path: Path) -> bool:
@@ -28,13 +30,17 @@ def load(path: Path, given: Given) -> Loaded:
     """Read what `bench.sae.checkpoint.save` wrote."""
     folder = folder_of(path, WEIGHTS, FACTS) or path
     facts, tensors = read_json(folder, FACTS), read_safetensors(folder, WEIGHTS)
-    if facts.get("format") != FORMAT or facts.get("format_version") != VERSION:
+    norm = facts.get("norm")
+    if facts.get("format") != FORMAT or facts.get("format_version") != (FORMAT_WITH_NORM if norm else VERSION):
         said = f"{facts.get('format')} {facts.get('format_version')}"
         raise CheckpointError(f"{FACTS} is of format {said!r}, not {FORMAT} {VERSION}", "update ortsae-bench or give another checkpoint")
     act = facts.get("activation")
     if not isinstance(act, dict):
         raise CheckpointError(f"{FACTS} describes no activation", "the file is damaged or from another program")
-    sae = _pursuit(tensors, act, given) if act.get("name") == "pursuit" else _dense(tensors, act, given)
+    if act.get("name") in PURSUITS:
+        sae = PURSUITS[act["name"]](tensors, act, given)
+    else:
+        sae = replace(_dense(tensors, act, given), norm=_norm(norm))
     return Loaded(
         sae,
         FORMAT,
@@ -42,34 +48,29 @@ def load(path: Path, given: Given) -> Loaded:
         word(facts.get("name")) or name_of(folder),
         word(facts.get("lm")),
         word(facts.get("hook")),
-        facts={k: v for k, v in facts.items() if k not in ("format", "format_version", "activation", "name", "method", "lm", "hook")},
+        normalisation=word(norm) or "none",
+        facts={k: v for k, v in facts.items() if k not in _OURS},
     )
+
+
+def _norm(kind: object) -> PerToken | None:
+    if kind in ("layer_norm", "unit_norm"):
+        return PerToken(kind)
+    if kind is None:
+        return None
+    raise CheckpointError(f"normalisation {kind!r} in {FACTS} cannot be used", "the file is damaged or from a newer version")
 
 
 def _dense(tensors: dict[str, Tensor], act: dict[str, object], given: Given) -> DenseSAE:
-    only(tensors, "W_enc", "b_enc", "W_dec", "b_dec", "b_pre", *(["threshold"] if act.get("name") == "jumprelu" else []))
+    vector = {"jumprelu": "threshold", "ranked_topk": "rank_weight"}.get(str(act.get("name")))
+    only(tensors, "W_enc", "b_enc", "W_dec", "b_dec", "b_pre", *([vector] if vector else []))
     b_enc, b_dec = take(tensors, "b_enc", (None,)), take(tensors, "b_dec", (None,))
     d_sae, d_in = len(b_enc), len(b_dec)
-    if act.get("name") == "topk":
+    if "k" in act or act.get("name") == "topk":
         topk(act.get("k"), given, d_sae)
-    thresholds = {"threshold": take(tensors, "threshold", (d_sae,))} if act.get("name") == "jumprelu" else {}
-    return DenseSAE(
-        take(tensors, "W_enc", (d_in, d_sae)),
-        b_enc,
-        take(tensors, "W_dec", (d_sae, d_in)),
-        b_dec,
-        take(tensors, "b_pre", (d_in,)),
-        activation(act, thresholds),
-    )
-
-
-def _pursuit(tensors: dict[str, Tensor], act: dict[str, object], given: Given) -> PursuitSAE:
-    only(tensors, "W_dec", "b_dec")
-    b_dec = take(tensors, "b_dec", (None,))
-    w_dec = take(tensors, "W_dec", (None, len(b_dec)))
-    if bool(((w_dec.norm(dim=1) - 1).abs() > _UNIT).any()):
-        raise CheckpointError("a matching pursuit has decoder rows that are not of unit norm", DAMAGED)
-    return PursuitSAE(w_dec, b_dec, topk(act.get("k"), given, len(w_dec)).k)
+    vectors = {vector: take(tensors, vector, (d_sae,))} if vector else {}
+    matrices = take(tensors, "W_enc", (d_in, d_sae)), b_enc, take(tensors, "W_dec", (d_sae, d_in))
+    return DenseSAE(*matrices, b_dec, take(tensors, "b_pre", (d_in,)), activation(act, vectors))
 
 
 def _method(facts: dict[str, object]) -> str:

@@ -10,20 +10,16 @@ from typing import Any
 from torch import Tensor
 
 from bench.adapters import Given
-from bench.adapters.build import batch_threshold, input_scale, name_of, norms_folded, precision, scale_folded, switch, topk, word
-from bench.adapters.files import folder_of, peek_json, read_json, read_safetensors, take
-from bench.adapters.sae_lens_parts import CONFIG, WEIGHTS, base, generation, plain, refuse_other_output
+from bench.adapters.build import count, in_frames, input_scale, name_of, norms_folded, per_token, precision, scale_folded, switch, word
+from bench.adapters.files import folder_of, peek_json, read_json, read_safetensors
+from bench.adapters.sae_lens_parts import CONFIG, WEIGHTS, base, generation, plain, refuse_other_output, trained_in_batches
+from bench.adapters.sae_lens_pursuit import pursuit
 from bench.errors import CheckpointError
-from bench.sae.activations import ReLU
-from bench.sae.checkpoint import Loaded
+from bench.sae.activations import AbsTopK, ReLU, TopK
+from bench.sae.checkpoint import Form, Loaded
 from bench.sae.dense import DenseSAE
 
 FORMAT = "sae_lens"
-_WHY_NOT = {
-    "abstopk": "keeps negative codes",
-    "matching_pursuit": "chooses latents one after the other, not by one linear encoder",
-    "temporal": "needs whole sequences, not single tokens",
-}
 
 
 def sniff(path: Path) -> bool:
@@ -43,30 +39,36 @@ def load(path: Path, given: Given) -> Loaded:
     if (head := meta.get("hook_head_index")) is not None:
         hook = f"{hook}[head {head}]"
     known = peek_json(folder, "activation_scaler.json").get("scaling_factor")
-    s, normalisation = input_scale(cfg.get("normalize_activations"), given, f" (activation_scaler.json says {known})" if known else "")
+    kind = cfg.get("normalize_activations")
+    norm, hint = per_token(kind), f" (activation_scaler.json says {known})" if known else ""
+    s, normalisation = input_scale("none" if norm else kind, given, hint)
     sae = _build(architecture, cfg, tensors, given, s)
+    if norm and isinstance(sae, DenseSAE):
+        sae, normalisation = in_frames(sae, norm)
+    elif norm:
+        raise CheckpointError(f"{architecture} with input normalisation {kind!r} is not supported", "give an SAE without it")
     trained = word(meta.get("training_architecture")) or architecture
     odd = (f"{architecture} training save, read as the inference form it stands for",) if "batchtopk" in architecture else ()
     lm, name = word(meta.get("model_name")), name_of(folder)
     facts = {k: v for k, v in meta.items() if k not in ("model_name", "hook_name") and v is not None}
-    return Loaded(sae, FORMAT, trained, name, lm, hook, normalisation, (*odd, *precision(tensors["W_dec"])), facts)
+    return Loaded(sae, FORMAT, trained, name, lm, hook, normalisation, (*odd, *precision(tensors.get("W_dec"))), facts)
 
 
-def _build(architecture: str, cfg: dict[str, Any], tensors: Mapping[str, Tensor], given: Given, s: float) -> DenseSAE:
+def _build(architecture: str, cfg: dict[str, Any], tensors: Mapping[str, Tensor], given: Given, s: float) -> Form:
     """The SAE of raw x. The factor s comes before decoder norms are folded, so that codes are in units of raw x."""
     rescale = switch(cfg, "rescale_acts_by_decoder_norm")  # versions without the key never did
     if architecture == "standard" and cfg.get("activation_fn", "relu") not in ("relu", None):
         raise CheckpointError(f"activation_fn {cfg['activation_fn']!r} contradicts architecture standard", "save it again")
     if (sae := plain(architecture, tensors, cfg)) is not None:
         return scale_folded(sae, s)
-    if architecture == "topk":
+    if architecture == "matching_pursuit":
+        return pursuit(tensors, cfg, s)
+    if architecture in ("topk", "abstopk"):
         sae = scale_folded(base(tensors, cfg, ReLU()), s)
-        sae = replace(sae, act=topk(cfg.get("k"), given, sae.d_sae))
+        k = count(cfg.get("k"), given, sae.d_sae)
+        sae = replace(sae, act=TopK(k) if architecture == "topk" else AbsTopK(k))
         return norms_folded(sae) if rescale else sae
     if architecture in ("batchtopk", "matryoshka_batchtopk"):
-        sae = scale_folded(base(tensors, cfg, ReLU(), "topk_threshold"), s)
-        stored = float(take(tensors, "topk_threshold", ())) / (s if rescale else 1.0) if "topk_threshold" in tensors else 0.0
-        sae = replace(sae, act=batch_threshold(stored if stored > 0 else None, given, sae.d_sae))  # training starts from 0
-        return norms_folded(sae) if rescale else sae
-    why = _WHY_NOT.get(architecture, "is not known")
+        return trained_in_batches(tensors, cfg, given, s)
+    why = "needs whole sequences, not single tokens" if architecture == "temporal" else "is not known"
     raise CheckpointError(f"architecture {architecture!r} is not supported: it {why}", "give another SAE")

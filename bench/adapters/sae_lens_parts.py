@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bench.adapters.build import agree, gated, switch, word
+from bench.adapters import Given
+from bench.adapters.build import agree, batch_threshold, gated, norms_folded, precision, scale_folded, switch, word
 from bench.adapters.files import folder_of, only, peek_json, take
 from bench.errors import CheckpointError
 from bench.sae.activations import Activation, JumpReLU, ReLU
 from bench.sae.dense import DenseSAE
 
 WEIGHTS, CONFIG = "sae_weights.safetensors", "cfg.json"
+_FINETUNED = ("scaling_factor", "finetuning_scaling_factor")
 _OTHER_OUTPUT = ("d_out", "hook_name_out", "hook_point_out")
 _GATED = ("b_gate", "b_mag", "r_mag")
 
@@ -67,6 +70,30 @@ def plain(architecture: str, tensors: Mapping[str, Tensor], cfg: Mapping[str, An
         biases = {n: take(tensors, n, (d_sae,)) for n in _GATED}
         return gated({"W_enc": W_enc, "W_dec": W_dec, "b_dec": b_dec, **biases}, b_pre)
     return None
+
+
+def trained_in_batches(tensors: Mapping[str, Tensor], cfg: Mapping[str, Any], given: Given, s: float) -> DenseSAE:
+    """A training save of BatchTopK or Matryoshka, of s·x, with the threshold that its inference form would have."""
+    rescale = switch(cfg, "rescale_acts_by_decoder_norm")
+    sae = scale_folded(base(tensors, cfg, ReLU(), "topk_threshold"), s)
+    stored = float(take(tensors, "topk_threshold", ())) / (s if rescale else 1.0) if "topk_threshold" in tensors else 0.0
+    sae = replace(sae, act=batch_threshold(stored if stored > 0 else None, given, sae.d_sae))  # training starts from 0
+    return norms_folded(sae) if rescale else sae
+
+
+def finetuned(cfg: dict[str, Any], tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor | None, tuple[str, ...]]:
+    """The other tensors, the fine-tuning factor [d_sae] if it changes something, and what to say of it."""
+    rest, factor = {k: v for k, v in tensors.items() if k not in _FINETUNED}, None
+    odd = precision(tensors.get("W_dec"))
+    for name in (n for n in _FINETUNED if n in tensors):
+        found = take(tensors, name, (None,))
+        if not bool((found != 1).any()):
+            odd = (*odd, f"{name} is 1 for all latents and ignored")
+        elif switch(cfg, _FINETUNED[1]):
+            factor, odd = found, (*odd, f"{name} is folded into W_dec")
+        else:
+            raise CheckpointError(f"the file holds a {name} other than 1, which its config leaves unused", "save the SAE without it")
+    return rest, factor, odd
 
 
 def _matrices(tensors: Mapping[str, Tensor], cfg: Mapping[str, Any], d_sae: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

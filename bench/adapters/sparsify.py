@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.adapters import Given
-from bench.adapters.build import agree, name_of, precision, topk, word
-from bench.adapters.files import folder_of, only, peek_json, read_json, read_safetensors, take
+from bench.adapters.build import agree, count, name_of, precision, switch, word
+from bench.adapters.files import DAMAGED, folder_of, only, peek_json, read_json, read_safetensors, take
 from bench.errors import CheckpointError, UsageError
 from bench.lm.hooks import parse_hook
+from bench.sae.activations import AbsTopK, GroupMax, TopK
 from bench.sae.checkpoint import Loaded
 from bench.sae.dense import DenseSAE
 
@@ -23,7 +24,7 @@ def sniff(path: Path) -> bool:
 
 
 def load(path: Path, given: Given) -> Loaded:
-    """Read one SAE: ReLU, then top k, of (x − b_dec) W_enc + b_enc; both matrices are stored [d_sae, d_in]."""
+    """Read one SAE: its activation of (x − b_dec) W_enc + b_enc; both matrices are stored [d_sae, d_in]."""
     folder = folder_of(path, *_FILES) or path
     cfg, tensors = read_json(folder, "cfg.json"), read_safetensors(folder, "sae.safetensors")
     _refuse(cfg)
@@ -35,22 +36,31 @@ def load(path: Path, given: Given) -> Loaded:
         agree(cfg, "num_latents", d_sae)
     W_enc = take(tensors, "encoder.weight", (d_sae, d_in)).T.contiguous()
     W_dec = take(tensors, "W_dec", (d_sae, d_in))
-    sae = DenseSAE(W_enc, b_enc, W_dec, b_dec, b_dec, topk(cfg.get("k"), given, d_sae))
+    act = _activation(cfg, count(cfg.get("k"), given, d_sae), d_sae)
+    sae = DenseSAE(W_enc, b_enc, W_dec, b_dec, b_dec, act)
     run = peek_json(folder.parent, "config.json")
     hook = _hook(folder.absolute().name, run)
-    return Loaded(sae, FORMAT, "topk", name_of(folder, 2), word(run.get("model")), hook, oddities=precision(tensors["W_dec"]))
+    return Loaded(sae, FORMAT, act.name, name_of(folder, 2), word(run.get("model")), hook, oddities=precision(tensors["W_dec"]))
 
 
 def _refuse(cfg: dict[str, Any]) -> None:
-    """Everything that is not a plain top-k SAE, by name."""
+    """What is no SAE, by name."""
     if cfg.get("transcode"):
         raise CheckpointError("transcode is set: a transcoder, not an SAE", "give an SAE")
     if cfg.get("skip_connection"):
         raise CheckpointError("skip_connection is set: the output does not depend on the codes alone", "give an SAE without it")
-    if cfg.get("signed"):
-        raise CheckpointError("signed top-k keeps negative codes, which no activation here does", "give an unsigned SAE")
-    if (act := cfg.get("activation", "topk")) != "topk":
-        raise CheckpointError(f"activation {act!r} is not supported (groupmax takes one latent of each group)", "give a topk SAE")
+
+
+def _activation(cfg: dict[str, Any], k: int, d_sae: int) -> TopK | AbsTopK | GroupMax:
+    kind = cfg.get("activation", "topk")
+    signed = switch(cfg, "signed")  # files of 2024; later versions of the library leave the key out when they read
+    if kind == "groupmax" and not signed:
+        if d_sae % k:
+            raise CheckpointError(f"groupmax: k = {k} does not divide the {d_sae} latents", DAMAGED)
+        return GroupMax(k)
+    if kind != "topk":
+        raise CheckpointError(f"activation {kind!r}{' with signs' if signed else ''} is not supported", "give a topk or groupmax SAE")
+    return AbsTopK(k) if signed else TopK(k)
 
 
 def _hook(name: str, run: dict[str, Any]) -> str:

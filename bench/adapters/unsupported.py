@@ -7,30 +7,25 @@ import os
 import re
 from pathlib import Path
 
-from bench.adapters.files import holds, peek_json, peek_keys
+from bench.adapters.files import foreign_names, holds, peek_json, peek_keys
 
 _MAX_NAMES = 5000
 _BY_TENSORS: tuple[tuple[frozenset[str], str], ...] = (
-    (frozenset({"W_E", "b_E", "W_D"}), "an OpenMOSS (llamascopium) dictionary"),
-    (frozenset({"encoder.weight", "log_jumprelu_threshold"}), "an OpenMOSS (lm-saes) SAE"),
-    (frozenset({"w_enc", "w_dec", "threshold"}), "a Gemma Scope 2 SAE or transcoder"),
-    (frozenset({"pre_bias", "latent_bias", "encoder.weight"}), "an OpenAI SAE"),
-    (frozenset({"encoder_linear.weight"}), "a Goodfire SAE"),
-    (frozenset({"input_bias", "neuron_bias"}), "a HypotheSAEs SAE"),
-    (frozenset({"dictionary._weights"}), "an overcomplete dictionary"),
-    (frozenset({"dictionary.C"}), "an overcomplete dictionary"),
+    (frozenset({"W_E", "b_E", "W_D"}), "llamascopium weights without the config.json that says how to use them"),
+    (frozenset({"encoder.weight", "log_jumprelu_threshold"}), "lm-saes weights without the config.json that says how to use them"),
     (frozenset({"D", "E", "b"}), "a temporal SAE, which needs whole sequences"),
     (frozenset({"W_skip"}), "a transcoder"),
+    (frozenset({"affine_skip_connection"}), "a transcoder"),
 )
 _BY_FILES: tuple[tuple[tuple[str, ...], str], ...] = (
-    (("hyperparams.json", "lm_config.json"), "a Llama Scope SAE of 2024"),
-    (("hyperparams.json",), "a Llama Scope SAE of 2024"),
+    (("hyperparams.json",), "Llama Scope's hyperparams.json without the weights in checkpoints/"),
     (("conf.yaml", "latest_ckpt.safetensors"), "a temporal SAE, which needs whole sequences"),
-    (("config.json", "sae.pt"), "a BatchTopK/Matryoshka SAE of bartbussmann's code"),
     (("ae.pt",), "dictionary_learning weights without the config.json that says how to use them"),
+    (("sae.pt",), "SAE weights without the config.json that says how to use them"),
     (("sae_weights.safetensors",), "SAELens weights without the cfg.json that says how to use them"),
     (("sae.safetensors",), "SAE weights without the cfg.json or sae.json that says how to use them"),
 )
+_TRANSCODERS = re.compile(r"layer_\d+\.safetensors"), frozenset({"W_enc", "W_dec", "b_enc", "b_dec"})
 _PICKLED = ("a Python pickle, which only running its code would read", (".pkl", ".pickle", ".pkl.gz"))
 
 
@@ -42,8 +37,12 @@ def recognise(path: Path) -> str | None:
     by_tensors = next((phrase for n in files if (phrase := _by_tensors(folder / n))), None)
     if by_tensors:
         return by_tensors
-    if is_folder and (kind := peek_json(folder, "config.json").get("sae_type")) in ("crosscoder", "clt", "lorsa", "molt", "transcoder"):
+    if is_folder and (kind := peek_json(folder, "config.json").get("sae_type")) not in (None, "sae"):
         return f"an OpenMOSS {kind}, not an SAE"
+    if any(os.path.isdir(folder / n) for n in ("sae_weights.dcp", "checkpoints/final.dcp")):
+        return "a distributed checkpoint (.dcp), whose metadata only running code would read: save it as safetensors"
+    if is_folder and _mentions(folder / "config.yaml", b"feature_input_hook"):
+        return "a set of transcoders (config.yaml says feature_input_hook), not an SAE"
     for names, phrase in _BY_FILES:
         if holds(folder, *names) and (is_folder or path.name in names):
             return phrase
@@ -54,6 +53,12 @@ def _by_tensors(path: Path) -> str | None:
     if path.suffix not in (".safetensors", ".npz", ".pt", ".pth") or not os.path.isfile(path):
         return None
     keys = peek_keys(path)
+    if path.suffix in (".pt", ".pth") and not keys and _is_pickle(path):
+        return _PICKLED[0]
+    if _TRANSCODERS[0].fullmatch(path.name) and keys >= _TRANSCODERS[1]:
+        return "a transcoder of a set, one file for each layer, not an SAE"
+    if path.suffix in (".pt", ".pth") and (foreign := sorted(foreign_names(path))):
+        return f"{_PICKLED[0]} (it names {foreign[0]})"
     if any(re.fullmatch(r"W_(enc|dec)_\d+", k) for k in keys) or any(n == 3 for n in _ranks(path)):
         return "a crosscoder or cross-layer transcoder, not an SAE of one site"
     return next((phrase for signature, phrase in _BY_TENSORS if signature <= keys), None)
@@ -67,6 +72,22 @@ def _ranks(path: Path) -> list[int]:
         return [len(v["shape"]) for k, v in header.items() if k != "__metadata__"]
     except Exception:  # naming a format is a courtesy; damage is reported elsewhere
         return []
+
+
+def _mentions(path: Path, text: bytes) -> bool:
+    try:
+        return os.path.isfile(path) and text in path.read_bytes()[: 2**16]
+    except OSError:
+        return False
+
+
+def _is_pickle(path: Path) -> bool:
+    """Whether the file is a bare pickle, as `torch.save` wrote them before 2020 and `pickle.dump` does."""
+    try:
+        with path.open("rb") as f:
+            return f.read(1) == b"\x80"
+    except OSError:
+        return False
 
 
 def _names(folder: Path) -> list[str]:

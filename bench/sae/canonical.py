@@ -2,6 +2,7 @@
 
 W_i ← W_i / n_i and f_i ← f_i · n_i with n_i = ‖W_i‖, so every metric is invariant to per-latent rescaling.
 Codes are scaled after the SAE has selected them, so top-k selections stay what the SAE's author made them.
+Where an SAE normalises tokens one by one, codes are also multiplied by the token's scale: they are in units of x, not of z.
 Rows with n_i < 1e-8 are dead: their codes contribute nothing and are dropped.
 """
 
@@ -75,7 +76,8 @@ class Canonical:
     def encode_sparse(self, x: np.ndarray) -> Codes:
         """Canonical codes of [n, d_in] activations."""
         if isinstance(self.inner, DenseSAE | PursuitSAE):
-            return self.inner.encode_sparse(x).scaled(self.norms)
+            codes = self.inner.encode_sparse(x).scaled(self.norms)
+            return codes if codes.frame is None else codes.scaled_rows(codes.frame[:, 1])
         blocks = [self._encode_block(x[i : i + 512]) for i in range(0, len(x), 512)]
         empty = Codes.from_dense(np.zeros((0, self.d_sae), dtype=np.float32))
         return Codes.concat(blocks or [empty]).scaled(self.norms)
@@ -83,6 +85,8 @@ class Canonical:
     def reconstruct(self, codes: Codes) -> np.ndarray:
         """[n, d_in] float32 reconstructions from canonical codes."""
         raw = codes.scaled(1 / np.where(self.norms == 0, 1, self.norms))
+        if raw.frame is not None:
+            raw = raw.scaled_rows(1 / np.where(raw.frame[:, 1] == 0, 1, raw.frame[:, 1]))
         if isinstance(self.inner, DenseSAE | PursuitSAE):
             return self.inner.decode_sparse(raw)
         out = np.empty((codes.n, self.d_in), dtype=np.float32)

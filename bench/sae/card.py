@@ -7,10 +7,9 @@ from torch import Tensor
 
 from bench.errors import UsageError
 from bench.lm.hooks import parse_hook
-from bench.sae.activations import JumpReLU, TopK
+from bench.sae.activations import JumpReLU
 from bench.sae.canonical import MIN_NORM
 from bench.sae.checkpoint import Form, Loaded
-from bench.sae.pursuit import Pursuit
 
 _UNKNOWN = "not in the file"
 
@@ -35,12 +34,12 @@ def card(loaded: Loaded) -> dict[str, str]:
 
 
 def _activation(sae: Form) -> str:
-    if isinstance(sae.act, TopK | Pursuit):
-        return f"{sae.act.name}, k = {sae.act.k}"
+    if (k := getattr(sae.act, "k", None)) is not None:
+        return f"{sae.act.name}, k = {k}"
     if isinstance(sae.act, JumpReLU):
         low, high = float(sae.act.threshold.min()), float(sae.act.threshold.max())
         return f"jumprelu, threshold {low:.4g}" + (f" to {high:.4g}" if high > low else " for all latents")
-    return "relu"
+    return sae.act.name
 
 
 def _hook(spelled: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bench.errors import CheckpointError
-from bench.sae.activations import Activation, JumpReLU, ReLU, TopK
+from bench.sae.activations import WITH_K, Activation, JumpReLU, RankedTopK, ReLU, TanhReLU, TopK, vector_of
 from bench.sae.dense import DenseSAE
-from bench.sae.pursuit import Pursuit, PursuitSAE
+from bench.sae.greedy import Greedy
+from bench.sae.pursuit import PursuitSAE
 
 Form = DenseSAE | PursuitSAE  # what a native checkpoint can hold
-FORMAT = 1
+FORMAT, FORMAT_WITH_NORM = 1, 2  # an older program must not read the second and leave the normalisation out
 WEIGHTS, FACTS = "sae.safetensors", "sae.json"
 
 
@@ -65,17 +66,22 @@ def save(sae: Form, folder: Path, facts: Mapping[str, Any], dtype: torch.dtype =
     matrices, vectors = (("W_enc", "W_dec"), ("b_enc", "b_dec", "b_pre")) if isinstance(sae, DenseSAE) else (("W_dec",), ("b_dec",))
     tensors = {n: getattr(sae, n).detach().cpu().to(dtype).clone(memory_format=torch.contiguous_format) for n in matrices}
     tensors |= {n: getattr(sae, n).detach().cpu().float().clone() for n in vectors}
+    norm = sae.norm if isinstance(sae, DenseSAE) else None
     act: dict[str, Any] = {"name": sae.act.name}
-    if isinstance(sae.act, JumpReLU):
-        tensors["threshold"] = sae.act.threshold.detach().cpu().float().expand(sae.d_sae).clone()
-    if isinstance(sae.act, TopK | Pursuit):
-        act["k"] = sae.act.k
+    if isinstance(sae.act, Greedy):
+        act |= asdict(sae.act)
+    elif vector := vector_of(sae.act) if isinstance(sae, DenseSAE) else None:
+        tensors[vector[0]] = vector[1].detach().cpu().float().expand(sae.d_sae).clone()
+    if (k := getattr(sae.act, "k", None)) is not None:
+        act["k"] = k
     for name, t in tensors.items():
         if not torch.isfinite(t).all():
             raise CheckpointError(
                 f"{name} is not finite in {str(dtype).removeprefix('torch.')}", "save in float32, or look at the training log"
             )
-    text = json.dumps({**facts, "format": "ortsae-bench", "format_version": FORMAT, "activation": act}, indent=1, sort_keys=True)
+    ours = {"format": "ortsae-bench", "format_version": FORMAT_WITH_NORM if norm else FORMAT, "activation": act}
+    ours |= {"norm": norm.kind} if norm else {}
+    text = json.dumps({**facts, **ours}, indent=1, sort_keys=True)
     save_file(tensors, folder / f"{WEIGHTS}.tmp")
     (folder / f"{FACTS}.tmp").write_text(text + "\n")
     for name in (WEIGHTS, FACTS):  # the facts last: without them the folder is no checkpoint yet
@@ -85,8 +91,8 @@ def save(sae: Form, folder: Path, facts: Mapping[str, Any], dtype: torch.dtype =
 def rounded(sae: Form, dtype: torch.dtype) -> Form:
     """The SAE as it will be after saving in `dtype` and reading back."""
     if isinstance(sae, PursuitSAE):
-        return PursuitSAE(sae.W_dec.to(dtype).float(), sae.b_dec, sae.k)
-    return DenseSAE(sae.W_enc.to(dtype).float(), sae.b_enc, sae.W_dec.to(dtype).float(), sae.b_dec, sae.b_pre, sae.act)
+        return replace(sae, W_dec=sae.W_dec.to(dtype).float())
+    return replace(sae, W_enc=sae.W_enc.to(dtype).float(), W_dec=sae.W_dec.to(dtype).float())
 
 
 def activation(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Activation:
@@ -95,11 +101,14 @@ def activation(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Activ
     Raises:
         CheckpointError: Unknown name or missing numbers.
     """
-    name = facts.get("name")
-    if name == "relu":
-        return ReLU()
-    if name == "topk" and type(facts.get("k")) is int and facts["k"] > 0:
-        return TopK(facts["k"])
+    name, k = str(facts.get("name")), facts.get("k")
+    counted = k if type(k) is int and k > 0 else None
+    if name in ("relu", "tanh_relu"):
+        return ReLU() if name == "relu" else TanhReLU()
     if name == "jumprelu" and "threshold" in tensors:
         return JumpReLU(tensors["threshold"])
-    raise CheckpointError(f"activation {name!r} in {FACTS} cannot be used", "the file is damaged or from a newer version")
+    if counted and name == "ranked_topk" and "rank_weight" in tensors:
+        return RankedTopK(counted, tensors["rank_weight"])
+    if counted and (name == "topk" or name in WITH_K):
+        return TopK(counted) if name == "topk" else WITH_K[name](counted)
+    raise CheckpointError(f"activation {facts.get('name')!r} in {FACTS} cannot be used", "the file is damaged or from a newer version")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.sparse as sp
@@ -18,12 +18,14 @@ class Codes:
         indices: [nnz] int32 latent of each active code, ascending within a row.
         values: [nnz] float32, non-zero; may be negative for methods with signed codes.
         d_sae: Number of latents.
+        frame: [n, 2] shift and scale of each token, where the SAE normalises tokens one by one; needed to decode.
     """
 
     indptr: np.ndarray
     indices: np.ndarray
     values: np.ndarray
     d_sae: int
+    frame: np.ndarray | None = None
 
     @classmethod
     def from_dense(cls, f: np.ndarray) -> Codes:
@@ -44,7 +46,9 @@ class Codes:
         """Blocks of tokens, one after the other."""
         sizes = np.cumsum([0, *(len(b.values) for b in blocks)])
         indptr = np.concatenate([np.zeros(1, dtype=np.int64), *(b.indptr[1:] + s for b, s in zip(blocks, sizes, strict=False))])
-        return cls(indptr, np.concatenate([b.indices for b in blocks]), np.concatenate([b.values for b in blocks]), blocks[0].d_sae)
+        frames = [b.frame for b in blocks if b.frame is not None]
+        frame = np.concatenate(frames) if len(frames) == len(blocks) else None
+        return cls(indptr, np.concatenate([b.indices for b in blocks]), np.concatenate([b.values for b in blocks]), blocks[0].d_sae, frame)
 
     @property
     def n(self) -> int:
@@ -63,16 +67,23 @@ class Codes:
 
     def take(self, rows: np.ndarray) -> Codes:
         """Codes of some tokens, by index or boolean mask."""
-        return _from_matrix(self.matrix[rows], self.d_sae)
+        return replace(_from_matrix(self.matrix[rows], self.d_sae), frame=None if self.frame is None else self.frame[rows])
 
     def scaled(self, factors: np.ndarray) -> Codes:
         """Each latent's codes times its factor; latents with factor 0 vanish."""
-        values = self.values * factors[self.indices].astype(np.float32)
-        if np.all(factors != 0):
-            return Codes(self.indptr, self.indices, values, self.d_sae)
+        return self._with(self.values * factors[self.indices].astype(np.float32), bool(np.all(factors != 0)))
+
+    def scaled_rows(self, factors: np.ndarray) -> Codes:
+        """Each token's codes times its factor; those of tokens with factor 0 vanish."""
+        return self._with(self.values * factors.astype(np.float32)[self.rows], bool(np.all(factors != 0)))
+
+    def _with(self, values: np.ndarray, whole: bool) -> Codes:
+        """Other values at the same places; unless all are kept, zeros vanish."""
+        if whole:
+            return replace(self, values=values)
         m = sp.csr_matrix((values, self.indices, self.indptr), shape=(self.n, self.d_sae), copy=True)  # the next line works in place
         m.eliminate_zeros()
-        return _from_matrix(m, self.d_sae)
+        return replace(_from_matrix(m, self.d_sae), frame=self.frame)
 
     def l0(self) -> np.ndarray:
         """[n] number of active latents per token."""
@@ -120,8 +131,9 @@ class Codes:
             yield at, m[at].toarray()
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The three arrays by name, for the store."""
-        return {"indptr": self.indptr, "indices": self.indices, "values": self.values}
+        """The arrays by name, for the store."""
+        frame = {} if self.frame is None else {"frame": self.frame}
+        return {"indptr": self.indptr, "indices": self.indices, "values": self.values, **frame}
 
 
 def _from_matrix(m: sp.csr_matrix, d_sae: int) -> Codes:

@@ -8,9 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.errors import UsageError
 from bench.kernels import arrays, encoding
-from bench.sae.activations import Activation, JumpReLU, TopK
+from bench.sae import activations
+from bench.sae.activations import Activation, Common, JumpReLU, TopK
 from bench.sae.codes import Codes
+from bench.sae.normalisation import PerToken
 from bench.store import array_sha256
 
 _BLOCK_NUMBERS = 2**24  # dense pre-activations held at a time: 64 MiB of float32
@@ -22,6 +25,7 @@ _CACHED = 512  # tokens at a time on a CPU
 class DenseSAE:
     """f = act((x − b_pre) W_enc + b_enc);  x̂ = f W_dec + b_dec.
 
+    With `norm` the same holds of z and ẑ in place of x and x̂: each token is normalised first and brought back last.
     BatchTopK exports its threshold, a gated SAE is a per-latent JumpReLU, Matryoshka and OrtSAE differ only in
     their loss, input scaling folds into the weights: all are this one class.
 
@@ -32,6 +36,7 @@ class DenseSAE:
         b_dec: [d_in], added by the decoder.
         b_pre: [d_in], subtracted from the input (b_dec in most formats, zeros in some).
         act: Activation function.
+        norm: What is done to each token first, and undone last; None in most formats.
     """
 
     W_enc: Tensor
@@ -40,6 +45,7 @@ class DenseSAE:
     b_dec: Tensor
     b_pre: Tensor
     act: Activation
+    norm: PerToken | None = None
 
     @property
     def d_in(self) -> int:
@@ -52,38 +58,68 @@ class DenseSAE:
     @property
     def sha256(self) -> str:
         """Identity of the function: the float32 weights and the activation, whatever file they came from."""
-        act = self.act.threshold.expand(self.d_sae) if isinstance(self.act, JumpReLU) else torch.tensor([getattr(self.act, "k", 0)])
-        tensors = (self.W_enc, self.b_enc, self.W_dec, self.b_dec, self.b_pre, act)
+        first, *rest = activations.parts(self.act)
+        kind = [torch.tensor([ord(c) for c in self.norm.kind])] if self.norm else []
+        act = first.expand(self.d_sae) if isinstance(self.act, JumpReLU) else first
+        tensors = (self.W_enc, self.b_enc, self.W_dec, self.b_dec, self.b_pre, act, *rest, *kind)
         return array_sha256(*(t.detach().float().cpu().numpy() for t in tensors))
 
     def to(self, device: str) -> DenseSAE:
         """The same SAE on another device."""
-        act = JumpReLU(self.act.threshold.to(device)) if isinstance(self.act, JumpReLU) else self.act
+        act = activations.moved(self.act, device)
         return replace(self, act=act, **{n: getattr(self, n).to(device) for n in ("W_enc", "b_enc", "W_dec", "b_dec", "b_pre")})
 
     def pre_activations(self, x: Tensor) -> Tensor:
         """[n, d_sae] values the activation function sees."""
-        return torch.addmm(self.b_enc, x - self.b_pre, self.W_enc)
+        z = self.norm.apply(x, self.norm.frame(x)) if self.norm else x
+        return torch.addmm(self.b_enc, z - self.b_pre, self.W_enc)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Dense codes [n, d_sae]."""
-        return self.act(self.pre_activations(x))
+        """Dense codes [n, d_sae]. Under `norm` they remember their tokens' frames, without which nothing can decode them."""
+        f = self.act(self.pre_activations(x))
+        if self.norm:
+            f._frame = self.norm.frame(x)  # pyright: ignore[reportAttributeAccessIssue]
+        return f
 
     def decode(self, f: Tensor) -> Tensor:
-        """Reconstruction [n, d_in]."""
-        return f @ self.W_dec + self.b_dec
+        """Reconstruction [n, d_in].
+
+        Raises:
+            UsageError: The SAE normalises each token, and these are not the codes that `encode` returned.
+        """
+        xhat = f @ self.W_dec + self.b_dec
+        if not self.norm:
+            return xhat
+        frame = getattr(f, "_frame", None)
+        if frame is None:
+            raise UsageError("codes of an SAE that normalises each token do not decode alone", "give decode what encode returned")
+        return xhat * frame[:, 1:] + frame[:, :1]
 
     @torch.no_grad()
     def encode_sparse(self, x: np.ndarray) -> Codes:
         """Codes of [n, d_in] activations, computed in blocks of tokens so that memory stays bounded."""
+        if self.norm is None:
+            return self._encoded(x)
+        plain, parts = replace(self, norm=None), []
+        for part in torch.from_numpy(np.array(x, np.float32)).split(_SCREENED):
+            frame = self.norm.frame(part)
+            parts.append(replace(plain._encoded(self.norm.apply(part, frame).numpy()), frame=frame.numpy()))
+        return Codes.concat(parts)
+
+    def _encoded(self, x: np.ndarray) -> Codes:
         if not len(x):
             return Codes.from_dense(np.zeros((0, self.d_sae), dtype=np.float32))
+        if not isinstance(self.act, Common):
+            return self._in_blocks(x)
         inputs = torch.from_numpy(np.require(x, np.float32, ["C", "W"]))
         if self.W_enc.dtype == torch.float32 and encoding.screens(inputs, self.W_enc):
             w = self.W_enc.T.contiguous()
             return Codes.concat([self._screened(part.to(w.device), w) for part in inputs.split(_SCREENED)])
         if self.W_enc.device.type == "cpu" and not isinstance(self.act, TopK):
             return self._above(np.asarray(x, dtype=np.float32))
+        return self._in_blocks(x)
+
+    def _in_blocks(self, x: np.ndarray) -> Codes:
         block = max(16, _BLOCK_NUMBERS // self.d_sae)
         return Codes.concat([self._block(torch.from_numpy(np.array(x[i : i + block], np.float32))) for i in range(0, len(x), block)])
 
@@ -122,6 +158,10 @@ class DenseSAE:
             values = top.values.gather(-1, order)
             row, at = torch.nonzero(values > 0, as_tuple=True)
             rows, latents, found = row, cols[row, at], values[row, at]
+        elif not isinstance(self.act, Common):
+            f = self.act(pre)
+            rows, latents = torch.nonzero(f, as_tuple=True)
+            found = f[rows, latents]
         else:
             active = pre > (self.act.threshold.clamp(min=0) if isinstance(self.act, JumpReLU) else 0)
             rows, latents = torch.nonzero(active, as_tuple=True)
@@ -130,4 +170,9 @@ class DenseSAE:
 
     def decode_sparse(self, codes: Codes) -> np.ndarray:
         """[n, d_in] float32 reconstructions of sparse codes."""
-        return codes.matrix @ self.W_dec.float().cpu().numpy() + self.b_dec.float().cpu().numpy()
+        xhat = codes.matrix @ self.W_dec.float().cpu().numpy() + self.b_dec.float().cpu().numpy()
+        if self.norm is None:
+            return xhat
+        if codes.frame is None:
+            raise UsageError("codes of an SAE that normalises each token do not decode alone", "give the codes that encode_sparse returned")
+        return xhat * codes.frame[:, 1:] + codes.frame[:, :1]

@@ -81,9 +81,13 @@ class PursuitSAE:
         """The same SAE on another device."""
         return replace(self, W_dec=self.W_dec.to(device), b_dec=self.b_dec.to(device))
 
+    def picks(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """[n, k] latents and [n, k] what each pick adds (0: no pick), in the order of picking."""
+        return pursue(x - self.b_dec, self.W_dec, self.k, self._gram)[:2]
+
     def encode(self, x: Tensor) -> Tensor:
         """Dense codes [n, d_sae]."""
-        cols, values, _ = pursue(x - self.b_dec, self.W_dec, self.k, self._gram)
+        cols, values = self.picks(x)
         return values.new_zeros(len(x), self.d_sae).scatter_add_(1, cols, values)
 
     def decode(self, f: Tensor) -> Tensor:
@@ -98,7 +102,7 @@ class PursuitSAE:
         return Codes.concat(blocks or [Codes.from_dense(np.zeros((0, self.d_sae), dtype=np.float32))])
 
     def _block(self, x: Tensor) -> Codes:
-        cols, values, _ = pursue(x - self.b_dec, self.W_dec, self.k, self._gram)
+        cols, values = self.picks(x)
         flat, summed = summed_picks(cols, values, self.d_sae)
         flat, summed = flat[summed != 0], summed[summed != 0]
         rows = flat // self.d_sae

@@ -1,0 +1,81 @@
+"""overcomplete: a state dict. What it lacks (the class, k, a running threshold) has to be given, or it is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.adapters import Given
+from bench.adapters.build import batch_threshold, count, inclusive, name_of, precision
+from bench.adapters.files import only, read_pt, take, weights_file
+from bench.errors import CheckpointError
+from bench.sae.activations import Activation, TopK
+from bench.sae.checkpoint import Form, Loaded
+from bench.sae.dense import DenseSAE
+from bench.sae.greedy import Greedy, GreedySAE
+
+FORMAT = "overcomplete"
+_WEIGHTS, _ARCHETYPES = "dictionary._weights", ("dictionary.C", "dictionary.W", "dictionary.Relax")
+_SCALE, _ENCODER, _LOG = "dictionary.multiplier", "encoder.final_block.0", "thresholds"
+_TOLERANCE, _SAVE = 1e-3, "save it again after a forward pass in training mode"
+
+
+def _weights(path: Path) -> Path | None:
+    return weights_file(path, (".pt", ".pth"), lambda keys: _WEIGHTS in keys or "dictionary.C" in keys)
+
+
+def sniff(path: Path) -> bool:
+    """One file with a dictionary by one of its two names."""
+    return _weights(path) is not None
+
+
+def load(path: Path, given: Given) -> Loaded:
+    """Read one SAE without a bias of the decoder. Without an encoder it is a matching pursuit."""
+    file = _weights(path) or path
+    state = read_pt(file.parent, file.name)
+    if "Q" in state:
+        raise CheckpointError("QSAE rounds its codes to learned levels, which is not supported", "give another SAE")
+    encoder = (f"{_ENCODER}.weight", f"{_ENCODER}.bias", _LOG) if any(k.startswith("encoder.") for k in state) else ()
+    only(state, *((_WEIGHTS,) if _WEIGHTS in state else _ARCHETYPES), _SCALE, *encoder)
+    W_dec = _dictionary(state)
+    d_sae, d_in = W_dec.shape
+    odd = ("the file names neither model nor hook", *precision(state.get(_WEIGHTS)))
+    zeros = torch.zeros(d_in)
+    if encoder:
+        act, kind = _activation(state, given, d_sae)
+        W_enc, b_enc = take(state, encoder[0], (d_sae, d_in)).T.contiguous(), take(state, encoder[1], (d_sae,))
+        sae: Form = DenseSAE(W_enc, b_enc, W_dec, zeros, zeros, act)
+    else:
+        k, kind = count(None, given, max(d_sae, d_in)), "mp"
+        sae, odd = GreedySAE(W_dec, zeros, k, Greedy(k)), (*odd, "read as MpSAE; OMPSAE has the same file and cannot be told apart")
+    return Loaded(sae, FORMAT, kind, f"{name_of(file.parent)}-{file.stem}", oddities=odd)
+
+
+def _dictionary(state: Mapping[str, Any]) -> Tensor:
+    """[d_sae, d_in] rows times exp(multiplier). The state is saved as training left it; else its way of normalising is not known."""
+    factor = take(state, _SCALE, ()).exp() if _SCALE in state else torch.tensor(1.0)
+    if _WEIGHTS in state:
+        rows = take(state, _WEIGHTS, (None, None))
+        if bool(((rows.norm(dim=1) - 1).abs() > _TOLERANCE).any()):
+            raise CheckpointError("dictionary rows are not of unit norm, and the file does not say how they are normalised", _SAVE)
+        return torch.nn.functional.normalize(rows) * factor
+    points = take(state, "dictionary.C", (None, None))
+    mix = take(state, "dictionary.W", (None, len(points)))
+    if bool((mix < 0).any()) or bool(((mix.sum(1) - 1).abs() > _TOLERANCE).any()):
+        raise CheckpointError("rows of dictionary.W do not sum to 1, so this is not a state that training left", _SAVE)
+    return (mix @ points + take(state, "dictionary.Relax", (len(mix), points.shape[1]))) * factor
+
+
+def _activation(state: Mapping[str, Any], given: Given, d_sae: int) -> tuple[Activation, str]:
+    """JumpSAE is clear; the other classes have one file. Thresholds are passed at equality."""
+    if _LOG in state:
+        return inclusive(take(state, _LOG, (d_sae,)).exp()), "jump"
+    if given.k is not None:
+        return TopK(count(None, given, d_sae)), "topk"
+    if given.threshold is not None:
+        return inclusive(batch_threshold(None, given, d_sae).threshold), "batchtopk"
+    raise CheckpointError("SAE, TopKSAE and BatchTopKSAE have the same file", "give --k (TopK) or --threshold (BatchTopK; 0 for ReLU)")
