@@ -12,8 +12,8 @@ from baselines.parts import Trainer
 from baselines.recipe import FitConfig, Job, steps_for
 from baselines.stream import BUFFER
 from bench import registry
+from bench.device import pick_device
 from bench.errors import UsageError
-from bench.runner import pick_device
 
 _LEAST: Mapping[str, float] = {"d_sae": 2, "k": 1, "tokens": 1000, "steps": 0, "batch": 0, "lr": 0, "buffer": 1, "save_every": 0}
 _HELP = "see python -m bench train --help"

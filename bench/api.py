@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.errors import BenchError
 from bench.record import Record, Records
-from bench.runner import run
+from bench.runner import measure, workload
 from bench.spec import make_spec
 from bench.types import SAE
 
@@ -25,7 +25,7 @@ class Results:
     Args:
         records: One per SAE and task, in order.
         folder: Where they are stored.
-        errors: `sae task` → error, for what failed.
+        errors: `sae task` → error, for what failed; path → error, for SAEs of a folder that cannot be read.
     """
 
     records: tuple[Record, ...]
@@ -67,7 +67,8 @@ def evaluate(sae: SAE | str | Path | Sequence[str], tasks: Sequence[str] = (), *
     """Evaluate an SAE; what is already recorded is not measured again.
 
     Args:
-        sae: An object with `d_in`, `d_sae`, `W_dec`, `encode`, `decode`; or references as for `--sae`.
+        sae: An object with `encode`, `decode` and `W_dec` (`bench.testing.check_sae` says whether it will do); or references
+            as for `--sae`.
         tasks: Task names; none means the suite's.
         name: Name of an object in tables; its class name by default.
         settings: Fields of `RunSpec`: suite, lm, hook, text, against, records, seed, limit, device, dtype, params.
@@ -81,9 +82,10 @@ def evaluate(sae: SAE | str | Path | Sequence[str], tasks: Sequence[str] = (), *
     references = (str(sae),) if isinstance(sae, str | Path) else tuple(sae) if isinstance(sae, list | tuple) else ()
     objects: dict[str, Any] = {} if references else {name or type(sae).__name__: sae}
     spec = make_spec({"sae": references, "tasks": tasks if isinstance(tasks, str) else tuple(tasks), **settings})
-    done = list(run(spec, objects))
+    todo = workload(spec, objects)
+    done = list(measure(todo))
     errors = {f"{o.job.subject.name} {o.job.facts.name}": o.error for o in done if o.error}
-    return Results(tuple(o.record for o in done if o.record), spec.records_folder, errors)
+    return Results(tuple(o.record for o in done if o.record), spec.records_folder, {**todo.refused, **errors})
 
 
 def _ends(interval: tuple[float, float] | None) -> dict[str, float | None]:

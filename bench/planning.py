@@ -12,7 +12,7 @@ from typing import Any
 from bench.judge.limits import cost, price_of
 from bench.lm.hf import LanguageModel
 from bench.record import Records
-from bench.runner import Job, jobs
+from bench.runner import Job, workload
 from bench.spec import RunSpec
 from bench.types import Work
 
@@ -22,17 +22,17 @@ _EFFICIENCY = 0.6  # share of a bare matrix product's speed that a whole model r
 
 def estimate(spec: RunSpec) -> dict[str, Any]:
     """The plan of a run as plain data."""
-    records, seen, planned = Records(spec.records_folder), set[str](), []
+    todo, seen, planned = workload(spec), set[str](), []
     flops = 0.0
-    for job in jobs(spec):
-        line = _job(job, records, seen)
+    for job in todo.jobs:
+        line = _job(job, todo.records, seen)
         flops = flops or (0.0 if line["recorded"] else _speed())
         line["minutes"] = round(line.pop("gflop") / flops / 60, 2) if flops and not line["recorded"] else 0.0
         planned.append(line)
     total: dict[str, Any] = {k: sum(line[k] for line in planned) for k in ("minutes", "disk_mib")}
     total["judge"] = _bill([line["judge"] for line in planned if "judge" in line], spec)
     total["memory_mib"] = max((line["memory_mib"] for line in planned), default=0)
-    return {"jobs": planned, "total": total}
+    return {"jobs": planned, "refused": {path: str(e) for path, e in todo.refused.items()}, "total": total}
 
 
 def _job(job: Job, records: Records, seen: set[str]) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""One grammar for SAEs everywhere: a path, `demo:NAME`, `hf:REPO[@revision][#folder]`, or a recorded subject."""
+"""One grammar for SAEs everywhere: a path, `demo:NAME`, `hf:REPO[@revision][#folder]`, or a recorded subject.
+
+A path may be a folder of several SAEs, such as a sweep, where several make sense.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import registry
-from bench.adapters import Given, open_checkpoint
+from bench.adapters import Given, open_checkpoint, several
 from bench.errors import UnavailableError, UsageError
 from bench.record import Record, Records, SubjectFacts
 from bench.sae.checkpoint import Loaded
@@ -57,6 +60,16 @@ def open_sae(reference: str, given: Given | None = None, records: Iterable[Recor
         if not os.path.exists(path):  # unlike Path.exists, False for a name too long to be one
             raise _unknown(reference, records)
     return Opened(reference, open_checkpoint(path, given or Given()))
+
+
+def members(reference: str) -> tuple[str, ...]:
+    """References of the SAEs behind one reference: itself, or all SAEs of a folder that is none itself.
+
+    Raises:
+        CheckpointError: The folder holds too many others to look through.
+    """
+    path = Path(reference).expanduser()
+    return tuple(map(str, several(path))) or (reference,)
 
 
 def find_subject(reference: str, found: Iterable[Record]) -> SubjectFacts:

@@ -40,7 +40,7 @@ class RunSpec(JudgeSettings):
         dtype: Language model's precision.
         k: Fact a checkpoint may lack: active latents per token.
         threshold: Fact a checkpoint may lack: activation threshold.
-        norm_scale: Fact a checkpoint may lack: input scale it was trained with.
+        norm_scale: Fact a checkpoint may lack: input scale it was trained with; `estimate` takes it from activations.
     """
 
     sae: tuple[str, ...] = ()
@@ -58,7 +58,7 @@ class RunSpec(JudgeSettings):
     dtype: Literal["float32", "bfloat16"] = "float32"
     k: int | None = None
     threshold: float | None = None
-    norm_scale: float | None = None
+    norm_scale: float | Literal["estimate"] | None = None
 
     @property
     def records_folder(self) -> Path:

@@ -2,77 +2,116 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from bench.errors import CheckpointError
 from bench.sae.dense import DenseSAE
-from bench.types import SAE
 
 _ROWS = 8
+_MEMBERS = ("W_dec", "encode", "decode")
 
 
-def check_sae(sae: SAE, x: torch.Tensor | None = None) -> None:
+def check_sae(sae: Any, x: Tensor | None = None) -> None:
     """Raise unless the object does what `bench.types.SAE` asks.
 
     Args:
-        sae: Any object with `d_in`, `d_sae`, `W_dec`, `encode`, `decode`.
+        sae: Any object with `W_dec` [d_sae, d_in], `encode` and `decode`.
         x: [n, d_in] activations to try; random ones by default.
 
     Raises:
         CheckpointError: A member is missing, or has a wrong shape, type or value; the cause names it.
     """
-    for name in ("d_in", "d_sae", "W_dec", "encode", "decode"):
-        if not hasattr(sae, name):
-            raise CheckpointError(f"the SAE has no {name!r}", "see bench.types.SAE")
-    _expect(
-        tuple(sae.W_dec.shape) == (sae.d_sae, sae.d_in),
-        f"W_dec has shape {tuple(sae.W_dec.shape)}, not (d_sae, d_in) = {(sae.d_sae, sae.d_in)}",
-        "one decoder row per latent",
-    )
+    for name in _MEMBERS:
+        _expect(hasattr(sae, name), f"the SAE has no {name!r}", _missing(sae, name))
+    _check_rows(sae.W_dec)
+    d_in = sae.W_dec.shape[1]
     if x is None:
-        x = torch.randn(_ROWS, sae.d_in, generator=torch.Generator().manual_seed(0)).to(sae.W_dec)
+        x = torch.randn(_ROWS, d_in, generator=torch.Generator().manual_seed(0)).to(sae.W_dec)
     with torch.no_grad():
         f = _check_encode(sae, x)
         if not isinstance(sae, DenseSAE) or sae.norm is None:  # with one, no other codes are decoded than those of encode
             _check_decode(sae, f, x)
 
 
-def _check_encode(sae: SAE, x: torch.Tensor) -> torch.Tensor:
-    """Codes, once their shape and consistency hold."""
-    f = sae.encode(x)
+def _missing(sae: object, name: str) -> str:
+    if name == "W_dec" and hasattr(getattr(sae, "decoder", None), "weight"):
+        return "add a property W_dec that returns decoder.weight.T, one decoder row per latent"
+    return f"give an object with {', '.join(_MEMBERS)}: see bench.types.SAE"
+
+
+def _check_rows(W_dec: object) -> None:
+    _expect(isinstance(W_dec, Tensor), f"W_dec is a {type(W_dec).__name__}, not a torch tensor", "one decoder row per latent")
+    assert isinstance(W_dec, Tensor)
     _expect(
-        tuple(f.shape) == (len(x), sae.d_sae),
-        f"encode gave {tuple(f.shape)}, not {(len(x), sae.d_sae)}",
-        "encode maps [n, d_in] to [n, d_sae]",
+        W_dec.ndim == 2 and W_dec.numel() > 0 and W_dec.is_floating_point(),
+        f"W_dec has shape {tuple(W_dec.shape)} and type {_short(W_dec.dtype)}, not [d_sae, d_in] and floating point",
+        "one decoder row per latent",
+    )
+    _expect(bool(torch.isfinite(W_dec).all()), "W_dec holds NaN or infinity", "check the weights")
+
+
+def _check_encode(sae: Any, x: Tensor) -> Tensor:
+    """Codes, once their shape and consistency hold."""
+    d_sae, before = len(sae.W_dec), x.clone()
+    f = _called(sae, "encode", x)
+    _expect(
+        tuple(f.shape) == (len(x), d_sae),
+        f"encode gave {tuple(f.shape)}, not {(len(x), d_sae)}, from {tuple(x.shape)}; W_dec is {tuple(sae.W_dec.shape)}",
+        "encode maps [n, d_in] to [n, d_sae], and W_dec is [d_sae, d_in]",
     )
     _expect(bool(torch.isfinite(f).all()), "encode gave NaN or infinity", "check the weights")
+    _expect(torch.equal(x, before), "encode changes its input", "work on a copy")
     _expect(torch.equal(f, sae.encode(x)), "encode gave two answers to one input", "switch off dropout and noise: call .eval()")
     parts = torch.cat([sae.encode(row[None]) for row in x])
-    _expect(
-        torch.allclose(f, parts, rtol=1e-3, atol=1e-4),
-        "encode depends on the rest of the batch",
-        "use the inference form, e.g. BatchTopK's threshold",
-    )
+    _expect(_close(f, parts), "encode depends on the rest of the batch", "use the inference form, e.g. BatchTopK's threshold")
     return f
 
 
-def _check_decode(sae: SAE, f: torch.Tensor, x: torch.Tensor) -> None:
+def _check_decode(sae: Any, f: Tensor, x: Tensor) -> None:
     """Shape, finiteness, and that decoding is linear in the rows of `W_dec`."""
-    xhat = sae.decode(f)
+    xhat = _called(sae, "decode", f)
     _expect(
         tuple(xhat.shape) == tuple(x.shape),
         f"decode gave {tuple(xhat.shape)}, not {tuple(x.shape)}",
         "decode maps [n, d_sae] to [n, d_in]",
     )
     _expect(bool(torch.isfinite(xhat).all()), "decode gave NaN or infinity", "check the weights")
-    bias = sae.decode(torch.zeros_like(f))
-    linear = bias + f @ sae.W_dec.to(f.dtype)
-    scale = float(xhat.abs().max()) + 1e-6
+    linear = sae.decode(torch.zeros_like(f)) + f @ sae.W_dec.to(f.dtype)
     _expect(
-        torch.allclose(xhat, linear, rtol=1e-3, atol=1e-4 * scale),
+        _close(xhat, linear),
         "decode is not codes · W_dec + bias",
-        "W_dec must hold the rows that decode uses",
+        "W_dec must hold the rows that decode uses; an SAE that normalises each token can be given as a checkpoint",
     )
+
+
+def _called(sae: Any, name: str, given: Tensor) -> Tensor:
+    """What a method returns for a tensor, which must be a tensor."""
+    try:
+        out = getattr(sae, name)(given)
+    except Exception as e:  # somebody else's code: whatever it raises is the answer
+        raise CheckpointError(
+            f"{name} cannot take {tuple(given.shape)} {_short(given.dtype)}: {type(e).__name__}: {str(e)[:160]}",
+            "encode maps [n, d_in] to [n, d_sae], decode maps it back, and W_dec is [d_sae, d_in]: is it transposed?",
+        ) from e
+    _expect(
+        isinstance(out, Tensor) and out.layout == torch.strided,
+        f"{name} returned a {type(out).__name__}, not one dense tensor",
+        "return the codes alone, [n, d_sae] with zeros" if name == "encode" else "return the reconstruction alone, [n, d_in]",
+    )
+    return out
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    """Equal up to what the order of additions does in this precision."""
+    share = max(1e-3, 8 * torch.finfo(a.dtype).eps)
+    return torch.allclose(a.float(), b.float(), rtol=share, atol=0.1 * share * (float(a.abs().max()) + 1e-6))
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _expect(condition: bool, cause: str, remedy: str) -> None:

@@ -19,14 +19,10 @@ Column = Sequence[Any] | np.ndarray
 class SAE(Protocol):
     """What a third party implements, and nothing more.
 
-    `W_dec` has one decoder row per latent, [d_sae, d_in]. `encode` maps [n, d_in] to codes [n, d_sae]; `decode`
-    maps codes back to [n, d_in].
+    `W_dec` has one decoder row per latent, [d_sae, d_in]; its shape is the SAE's. `encode` maps [n, d_in] to codes
+    [n, d_sae]; `decode` maps codes back to [n, d_in]. `bench.testing.check_sae` says whether an object does so.
     """
 
-    @property
-    def d_in(self) -> int: ...
-    @property
-    def d_sae(self) -> int: ...
     @property
     def W_dec(self) -> Tensor: ...  # noqa: N802 — the field's name for it
     def encode(self, x: Tensor) -> Tensor: ...

@@ -153,10 +153,10 @@ def test_logits_do_not_depend_on_the_scale_of_a_column(seed: int, scale: float) 
 def test_shift_on_real_text_equals_the_slow_path() -> None:
     """demo:ortsae on VADER sentences: pooled codes and one matrix product against re-decoding every token."""
     from bench.data.attributes import load_two_way
-    from bench.runner import jobs
+    from bench.runner import workload
     from bench.spec import make_spec
 
-    job = jobs(make_spec({"sae": ("demo:ortsae",), "tasks": ("distinct_features",)}))[0]
+    job = workload(make_spec({"sae": ("demo:ortsae",), "tasks": ("distinct_features",)})).jobs[0]
     ctx, sae = job.context, job.sae
     pair = load_two_way("vader_movie_tweet")
     at = np.concatenate([np.flatnonzero(pair.cell == k)[:8] for k in range(4)])

@@ -148,7 +148,7 @@ def test_files_of_many_formats_in_one_folder_are_told_apart(tmp_path: Path) -> N
 def test_a_folder_of_several_files_asks_for_one(tmp_path: Path) -> None:
     for i in range(3):
         openai(tmp_path).rename(tmp_path / f"{i}.pt")
-    with pytest.raises(CheckpointError, match=r"holds 3 SAEs: 0.pt, 1.pt, 2.pt"):
+    with pytest.raises(CheckpointError, match=r"holds no SAE itself but 3 below it: 0.pt, 1.pt, 2.pt"):
         open_checkpoint(tmp_path, Given())
 
 

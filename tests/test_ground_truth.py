@@ -163,14 +163,14 @@ def test_training_recovers_what_controls_do_not(ctx: WorldContext, tmp_path: Pat
         assert value(found["batchtopk"], "recovered_share") > 0.3 > value(found[control], "recovered_share")
     records = tmp_path / "records"
     spec = RunSpec(sae=(str(tmp_path / "batchtopk"),), tasks=("ground_truth", "reconstruction", "distinct_features"), records=str(records))
-    outcomes = {o.job.task.name: o for o in runner.run(replace(spec, limit=8_192))}
+    outcomes = {o.job.task.name: o for o in runner.measure(runner.workload(replace(spec, limit=8_192)))}
     assert outcomes["ground_truth"].record.metrics["mcc"].value == pytest.approx(value(found["batchtopk"], "mcc"))
     assert outcomes["ground_truth"].record.subject.lm == "world:tiny" and outcomes["distinct_features"].record.outcome == "ok"
     shape = outcomes["reconstruction"].record
     assert shape.outcome == "ok" and "explained_variance" in shape.metrics and "ce_sae" not in shape.metrics
-    assert all(o.found for o in runner.run(replace(spec, limit=8_192)))
+    assert all(o.found for o in runner.measure(runner.workload(replace(spec, limit=8_192))))
     with pytest.raises(CheckpointError):
-        runner.jobs(replace(spec, lm="world:small"))
+        runner.workload(replace(spec, lm="world:small"))
 
 
 def test_planted_training_sets_depend_on_the_world_and_their_order_on_the_seed(tmp_path: Path) -> None:
@@ -185,14 +185,14 @@ def test_planted_training_sets_depend_on_the_world_and_their_order_on_the_seed(t
 
 def test_objects_and_stale_checkpoints_are_placed_in_their_world(tmp_path: Path) -> None:
     spec = RunSpec(tasks=("ground_truth",), lm="world:tiny", records=str(tmp_path / "records"))
-    job = runner.jobs(spec, {"mine": good()})[0]
+    job = runner.workload(spec, {"mine": good()}).jobs[0]
     assert isinstance(job.context, WorldContext) and job.subject.hook == "blocks.0.hook_resid_post" and not job.notes
     facts = {"name": "mine", "method": {"method": "batchtopk"}, "hook": job.subject.hook, "training": {}}
     save(good(), tmp_path / "old", {**facts, "lm": "world:tiny", "revision": "0" * 64})
     save(good(), tmp_path / "other", {**facts, "lm": "world:tiny?noise=0.3", "revision": open_world("world:tiny?noise=0.3").spec.sha256})
-    notes = [runner.jobs(replace(spec, sae=(str(tmp_path / n),)))[0].notes for n in ("old", "other")]
+    notes = [runner.workload(replace(spec, sae=(str(tmp_path / n),))).jobs[0].notes for n in ("old", "other")]
     assert "not what it was" in notes[0][0] and "measured on world:tiny" in notes[1][0]
-    assert not runner.jobs(replace(spec, sae=(str(tmp_path / "other"),), lm=""))[0].notes
+    assert not runner.workload(replace(spec, sae=(str(tmp_path / "other"),), lm="")).jobs[0].notes
 
 
 @pytest.mark.parametrize("site", [("world:tiny", "blocks.3.hook_resid_post", None, "cpu"), ("world:tiny", None, "file:x", "cpu")])

@@ -175,8 +175,8 @@ def test_opening_an_ambiguous_recorded_name_lists_the_candidates_too(tmp_path: P
 
 def test_published_records_are_read_only(tmp_path: Path) -> None:
     from bench.references import published_records
-    from bench.runner import run
+    from bench.runner import measure, workload
     from bench.spec import RunSpec
 
     with pytest.raises(UsageError, match="read-only"):
-        next(run(RunSpec(sae=("demo:ortsae",), records=str(published_records().folder))))
+        next(measure(workload(RunSpec(sae=("demo:ortsae",), records=str(published_records().folder)))))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import os
 import pkgutil
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -18,8 +20,8 @@ from bench.sae.activations import JumpReLU
 from bench.sae.checkpoint import Loaded
 
 GROUP = "ortsae_bench.adapters"
-_DEPTH, _FOLDERS, _SHOWN = 4, 2000, 5
-_SINGLE = (".pt", ".pth", ".npz", ".safetensors")
+_DEPTH, _FOLDERS, _SHOWN = 6, 2000, 5
+SINGLE = (".pt", ".pth", ".npz", ".safetensors")
 _SPELLED = "give the folder that holds the weights and their config"
 
 
@@ -31,11 +33,13 @@ class Given:
         k: Active latents per token (`--k`).
         threshold: Inference threshold of a BatchTopK SAE (`--threshold`).
         norm_scale: Factor on the input that the SAE was trained with (`--norm-scale`).
+        scale_source: Where the factor is from, in words.
     """
 
     k: int | None = None
     threshold: float | None = None
     norm_scale: float | None = None
+    scale_source: str = "given"
 
 
 @runtime_checkable
@@ -117,40 +121,41 @@ def _unknown(path: Path) -> CheckpointError:
     """Why nothing could be opened: several SAEs below, a known format that is not supported, or nothing known."""
     from bench.adapters.unsupported import recognise
 
-    if len(several := _files_below(path)) > 1:
-        shown = ", ".join(several[:_SHOWN]) + (", …" if len(several) > _SHOWN else "")
-        return CheckpointError(f"{path} holds {len(several)} SAEs: {shown}", "give one of the files")
-    if foreign := recognise(path):
-        return CheckpointError(f"{path} holds {foreign}", "convert it to a supported format, or add an adapter")
-    if below := _below(path):
+    if below := several(path):
         shown = ", ".join(str(p.relative_to(path)) for p in below[:_SHOWN]) + (", …" if len(below) > _SHOWN else "")
         return CheckpointError(f"{path} holds no SAE itself but {len(below)} below it: {shown}", "give one of them")
+    if foreign := recognise(path):
+        return CheckpointError(f"{path} holds {foreign}", "convert it to a supported format, or add an adapter")
     formats = ", ".join(a.FORMAT for a in (*ADAPTERS, *plugins()))
     return CheckpointError(f"no SAE checkpoint is recognised at {path}; looked for {formats}", _SPELLED)
 
 
-def _files_below(path: Path) -> list[str]:
-    """Names of the files of a folder that are SAEs by themselves."""
-    try:
-        with os.scandir(path) as entries:
-            names = sorted(e.name for e in entries if e.name.endswith(_SINGLE) and e.is_file())
-    except OSError:
-        return []
-    return [n for n in names[:_FOLDERS] if _choose(path / n) is not None]
+def several(path: Path) -> list[Path]:
+    """The SAEs in a folder that is none itself, such as a sweep: folders and single files, in natural order; links are not followed.
 
-
-def _below(path: Path) -> list[Path]:
-    """SAE folders below a folder, found without following links and within a bounded search."""
+    Raises:
+        CheckpointError: There are too many folders to look into.
+    """
     found: list[Path] = []
-    for seen, (folder, names, _) in enumerate(os.walk(path)):
+    if not os.path.isdir(path) or _choose(path) is not None:
+        return found
+    for seen, (folder, names, files) in enumerate(os.walk(path)):
+        if seen >= _FOLDERS:
+            raise CheckpointError(f"{path} holds more than {_FOLDERS:,} folders", "give a folder further down")
         here = Path(folder)
         if here != path and _choose(here) is not None:
             found.append(here)
             names.clear()
-        if len(here.relative_to(path).parts) >= _DEPTH or seen >= _FOLDERS:
-            names.clear()
-        names.sort()
+            continue
+        single = (here / n for n in sorted(files, key=_natural) if n.endswith(SINGLE))
+        found += [p for p in itertools.islice(single, _FOLDERS) if _choose(p) is not None]
+        names[:] = sorted(names, key=_natural) if len(here.relative_to(path).parts) < _DEPTH else []
     return found
+
+
+def _natural(name: str) -> list[tuple[bool, int, str]]:
+    """A key that sorts trainer_2 before trainer_10."""
+    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.findall(r"[0-9]+|[^0-9]+", name)]
 
 
 def _flags_used(loaded: Loaded, given: Given) -> None:

@@ -87,10 +87,12 @@ def input_scale(kind: object, given: Given, remedy: str = "") -> tuple[float, st
         raise CheckpointError(f"input normalisation {name!r} cannot be folded into the weights", "give an SAE without it")
     s = given.norm_scale
     if s is None:
-        raise CheckpointError(f"normalisation {name} needs a factor that the file does not hold", f"give --norm-scale{remedy}")
+        raise CheckpointError(
+            f"normalisation {name} needs a factor that the file does not hold", f"give --norm-scale, or --norm-scale estimate{remedy}"
+        )
     if not math.isfinite(s) or s <= 0:
         raise CheckpointError(f"--norm-scale {s} is not a positive number", "give sqrt(d_in) / mean activation norm")
-    return s, f"{name}: factor {s:g} given, folded into the weights"
+    return s, f"{name}: factor {s:g} {given.scale_source}, folded into the weights"
 
 
 def per_token(kind: object) -> PerToken | None:

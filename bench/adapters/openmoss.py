@@ -103,10 +103,12 @@ def scale_of(kind: object, average: object, d_in: int, given: Given) -> tuple[fl
     stored = math.sqrt(d_in) / float(average) if known and isinstance(average, int | float) else None
     s = stored if stored is not None else given.norm_scale
     if s is None or not 0 < s < math.inf:
-        raise CheckpointError(f"the file's {NORM} was never set", "give --norm-scale: sqrt(d_in) / mean activation norm")
+        raise CheckpointError(
+            f"the file's {NORM} was never set", "give --norm-scale (sqrt(d_in) / mean activation norm), or --norm-scale estimate"
+        )
     if given.norm_scale is not None and not math.isclose(given.norm_scale, s, rel_tol=1e-3):
         raise CheckpointError(f"the file says a scale of {s:g}, but --norm-scale is {given.norm_scale:g}", "leave out --norm-scale")
-    return s, f"dataset-wise: factor {s:g} {'given' if stored is None else 'of the file'}, folded into the weights"
+    return s, f"dataset-wise: factor {s:g} {given.scale_source if stored is None else 'of the file'}, folded into the weights"
 
 
 def average_of(tensors: Mapping[str, Tensor], hook: str) -> float | None:

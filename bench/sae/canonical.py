@@ -37,11 +37,11 @@ class Canonical:
 
     @property
     def d_in(self) -> int:
-        return int(self.inner.d_in)
+        return int(self.inner.W_dec.shape[1])
 
     @property
     def d_sae(self) -> int:
-        return int(self.inner.d_sae)
+        return int(self.inner.W_dec.shape[0])
 
     @cached_property
     def norms(self) -> np.ndarray:

@@ -144,7 +144,7 @@ def _staged(task: str, folders: Sequence[Path], records: Sequence[Path], like: F
             raise UsageError(f"{folder} holds no stage-* checkpoints", "train with --checkpoint-at 0.1,0.3,1.0")
         where = str(records[0]) if records else None
         spec = make_spec({"sae": tuple(map(str, paths)), "tasks": (task,), "params": {task: params}, "records": where})
-        for path, outcome in zip(paths, runner.run(spec), strict=True):
+        for path, outcome in zip(paths, runner.measure(runner.workload(spec)), strict=True):
             if outcome.error:
                 raise outcome.error
             if (record := outcome.record) and record.outcome == "ok":

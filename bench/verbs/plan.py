@@ -94,6 +94,8 @@ def show(spec: RunSpec, as_json: bool) -> None:
     if as_json:
         print(json.dumps(lines, indent=1))
         return
+    for path, why in lines["refused"].items():
+        print(f"{path}  cannot be read: {why}")
     for line in lines["jobs"]:
         print(_line(line))
     total = lines["total"]

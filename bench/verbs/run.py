@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 HELP = """Evaluate SAEs on a suite of tasks.
 
-A reference is a path (SAELens, dictionary_learning, sparsify, Gemma Scope or native), demo:NAME, or hf:REPO.
+A reference is a path to a checkpoint of any known format (docs/formats.md), a folder of several such as a sweep, demo:NAME,
+hf:REPO or saelens:RELEASE/ID.
 What is already recorded is not measured again, so an interrupted run goes on where it stopped.
 
 Examples:
@@ -25,6 +26,8 @@ Examples:
   python -m bench run --sae demo:ortsae --suite smoke
 
   python -m bench run --sae ./my_sae --lm hf:gpt2 --hook blocks.5.hook_resid_post
+
+  python -m bench run --sae ./my_sweep --suite smoke
 
   python -m bench run --sae demo:ortsae --sae demo:batchtopk --tasks reconstruction --limit 4096
 
@@ -45,7 +48,9 @@ DeviceOption = Annotated[str | None, typer.Option(help="auto (default), cpu, cud
 DtypeOption = Annotated[str | None, typer.Option(help="Language model precision: float32 (default), bfloat16.")]
 KOption = Annotated[int | None, typer.Option(help="Active latents per token, where the file lacks it.")]
 ThresholdOption = Annotated[float | None, typer.Option(help="Activation threshold, where the file lacks it.")]
-ScaleOption = Annotated[float | None, typer.Option(help="Input scale of training, where the file lacks it.")]
+ScaleOption = Annotated[
+    str | None, typer.Option(help="Input scale of training, where the file lacks it; estimate: from the model's activations.")
+]
 _JUDGE = "Judge of latents"
 JudgeOption = Annotated[str | None, typer.Option(help="statistics (default, offline), openai, replay:PATH.", rich_help_panel=_JUDGE)]
 JudgeModelOption = Annotated[str | None, typer.Option(help="Model of the server, such as gpt-4o-mini.", rich_help_panel=_JUDGE)]
@@ -113,15 +118,16 @@ def execute(spec: RunSpec, as_json: bool) -> int:
 
     outcomes: list[Outcome] = []
     with interrupts.polite():
-        for outcome in runner.run(spec):
+        todo = runner.workload(spec)
+        for outcome in runner.measure(todo):
             outcomes.append(outcome)
             if not as_json:
                 _show(outcome)
     if as_json:
-        print(json.dumps([_as_json(o) for o in outcomes], indent=1))
-    else:
+        print(json.dumps([*(_refused(path, e) for path, e in todo.refused.items()), *(_as_json(o) for o in outcomes)], indent=1))
+    elif outcomes:
         _finish(spec, outcomes)
-    return _exit_code([o.error for o in outcomes if o.error])
+    return _exit_code([*todo.refused.values(), *(o.error for o in outcomes if o.error)])
 
 
 def _show(o: Outcome) -> None:
@@ -171,16 +177,13 @@ def _finish(spec: RunSpec, outcomes: list[Outcome]) -> None:
     print(f"{state}; records in {spec.records_folder}" + ("" if fresh or failed else ": nothing was left to do"))
 
 
+def _refused(path: str, e: BenchError) -> dict[str, Any]:
+    return {"outcome": "refused", "sae": path, "code": e.code, "cause": e.cause, "remedy": e.remedy}
+
+
 def _as_json(o: Outcome) -> dict[str, Any]:
     if o.error:
-        return {
-            "outcome": "failed",
-            "sae": o.job.subject.name,
-            "task": o.job.facts.name,
-            "code": o.error.code,
-            "cause": o.error.cause,
-            "remedy": o.error.remedy,
-        }
+        return {**_refused(o.job.subject.name, o.error), "outcome": "failed", "task": o.job.facts.name}
     assert o.record is not None
     return {**o.record.model_dump(mode="json"), "found": o.found}
 

@@ -56,15 +56,16 @@ def show(
     norm_scale: ScaleOption = None,
 ) -> None:
     values = {n: v for n, v in locals().items() if n not in ("reference", "latent", "latents", "out", "tokens")}
-    from bench import interrupts, latent_facts, runner
+    from bench import interrupts, latent_facts
     from bench.latents import Measuring, subject_part
     from bench.record import Records
     from bench.references import published_records
     from bench.spec import make_spec
+    from bench.subjects import single
     from leaderboard.site import latent_page
 
     spec = make_spec({**values, "sae": (reference,)})
-    (subject,) = runner.subjects(spec)
+    subject = single(spec)
     folder = out or spec.records_folder / "latents" / _slug(subject.facts.name)
     latent_page.check_folder(folder, subject_part(subject.facts))
     measuring = Measuring.of(subject.facts, subject.sae, subject.context, tokens, (Records(spec.records_folder), published_records()))

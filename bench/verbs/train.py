@@ -130,7 +130,7 @@ def _asked(method: str | None, sweep: Path | None, flags: dict[str, Any], params
 def _group(data_parallel: int, device: str) -> Generator[Shards]:
     """The processes that torchrun started; all but the first work in silence, apart from their errors."""
     from baselines.shards import joined, leave
-    from bench.runner import pick_device
+    from bench.device import pick_device
 
     shards = joined(data_parallel, pick_device(device))
     with ExitStack() as quiet:
@@ -203,10 +203,10 @@ def _training_set(site: Site, tokens: int, seed: int, buffer: int = 0) -> tuple[
     from baselines.activations import harvested, planted
     from baselines.stream import streamed
     from bench.data.text import DEFAULT_TEXT, open_corpus
+    from bench.device import pick_device
     from bench.errors import UsageError
     from bench.lm import embedded, open_lm
     from bench.lm.hooks import parse_hook
-    from bench.runner import pick_device
     from bench.store import Store
     from bench.worlds.context import world_site
     from bench.worlds.names import is_world, open_world
