@@ -49,12 +49,14 @@ def site_of(spec: RunSpec, loaded: Loaded, shared: Shared) -> tuple[dict[str, st
 
 
 def fitting(opener: Callable[[], LanguageModel], subject: SubjectFacts) -> LanguageModel:
+    """The language model, if the SAE fits it; errors as of `check_fit`."""
     lm = opener()
     check_fit(lm, subject.name, subject.d_in, subject.hook)
     return lm
 
 
 def check_fit(lm: LanguageModel, name: str, d_in: int, hook: str) -> None:
+    """Raise CheckpointError unless the model's activations have the SAE's width, UsageError if it has no such layer."""
     lm.check(parse_hook(hook))
     if lm.d_model != d_in:
         raise CheckpointError(
@@ -72,6 +74,7 @@ def _planted_site(reference: str, loaded: Loaded) -> tuple[dict[str, str], tuple
 
 
 def planted(reference: str, subject: SubjectFacts, store: Store, seed: int, other: tuple[str, Canonical] | None) -> WorldContext:
+    """A planted world, if the SAE fits it."""
     world = open_world(reference)
     if world.d != subject.d_in:
         raise CheckpointError(

@@ -7,11 +7,14 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from bench import registry
 from bench.errors import UsageError
 from bench.judge import JudgeSettings
+
+if TYPE_CHECKING:
+    from bench.sae.checkpoint import Loaded
 
 DEFAULT_SUITE = "standard"
 # what --limit caps, and its floor
@@ -64,6 +67,10 @@ class RunSpec(JudgeSettings):
     def records_folder(self) -> Path:
         """Where this run's records go."""
         return Path(self.records or os.environ.get("ORTSAE_RECORDS") or "ortsae-results").expanduser()
+
+    def placed(self, loaded: Loaded) -> Loaded:
+        """A checkpoint with the model and hook of this run, where the run names them."""
+        return replace(loaded, lm=self.lm or loaded.lm, hook=self.hook or loaded.hook)
 
     def suite_of(self) -> registry.Suite:
         """The suite this run takes its tasks and sizes from."""

@@ -81,7 +81,7 @@ class _Entry:
 
 
 @dataclass(frozen=True)
-class _Setting:
+class Setting:
     """What all SAEs of a run share."""
 
     spec: RunSpec
@@ -90,6 +90,17 @@ class _Setting:
     corpus: Corpus
     shared: Shared
     judge: Judge
+
+
+def setting_of(spec: RunSpec) -> Setting:
+    """Device, text, store and judge of a run, and language models that are opened once.
+
+    Raises:
+        BenchError: One of them cannot be had.
+    """
+    device = pick_device(spec.device)
+    shared = cache(lambda reference: open_lm(reference, device, spec.dtype))
+    return Setting(spec, device, Store.default(), open_corpus(spec.text), shared, open_judge(spec))
 
 
 def lineup(spec: RunSpec, objects: Mapping[str, SAE] | None = None) -> Lineup:
@@ -103,15 +114,12 @@ def lineup(spec: RunSpec, objects: Mapping[str, SAE] | None = None) -> Lineup:
         BenchError: A reference, checkpoint, model or parameter is unusable. A checkpoint inside a folder of several
             does not raise; it is in `refused`.
     """
-    device = pick_device(spec.device)
-    setting = _Setting(
-        spec, device, Store.default(), open_corpus(spec.text), cache(lambda ref: open_lm(ref, device, spec.dtype)), open_judge(spec)
-    )
+    setting = setting_of(spec)
     entries, refused = _entries(setting)
     entries += [_of_object(name, sae) for name, sae in (objects or {}).items()]
     if not entries and not refused:
         raise UsageError("no SAE to evaluate", "give --sae PATH, for example --sae demo:ortsae")
-    against = _open(setting, spec.against, _given(setting, spec.against)) if spec.against else None
+    against = open_as_asked(setting, spec.against) if spec.against else None
     return Lineup(tuple(_subject(setting, e, against) for e in entries), refused)
 
 
@@ -130,7 +138,7 @@ def single(spec: RunSpec) -> Subject:
     return found.subjects[0]
 
 
-def _entries(setting: _Setting) -> tuple[list[_Entry], dict[str, BenchError]]:
+def _entries(setting: Setting) -> tuple[list[_Entry], dict[str, BenchError]]:
     """Every SAE the references name; and those of folders of several that cannot be read."""
     held = lru_cache(maxsize=1)(partial(_open, setting))
     found: list[_Entry] = []
@@ -153,9 +161,7 @@ _Held = Callable[[str, Given], tuple[Loaded, Canonical]]
 
 def _entry(held: _Held, reference: str, given: Given) -> _Entry:
     loaded, sae = held(reference, given)
-    odd = (f"input scale {given.norm_scale:.6g} {given.scale_source}; the checkpoint does not hold it",) if given.norm_scale else ()
-    bare = replace(loaded, sae=None, oddities=(*loaded.oddities, *odd))
-    return _Entry(bare, sae.sha256, (sae.d_in, sae.d_sae), partial(_again, held, reference, given, sae.sha256))
+    return _Entry(replace(loaded, sae=None), sae.sha256, (sae.d_in, sae.d_sae), partial(_again, held, reference, given, sae.sha256))
 
 
 def _again(held: _Held, reference: str, given: Given, sha256: str) -> Canonical:
@@ -166,13 +172,19 @@ def _again(held: _Held, reference: str, given: Given, sha256: str) -> Canonical:
     return sae
 
 
-def _open(setting: _Setting, reference: str, given: Given) -> tuple[Loaded, Canonical]:
+def open_as_asked(setting: Setting, reference: str) -> tuple[Loaded, Canonical]:
+    """One SAE with the facts that the run gives by flag; errors as of `lineup`."""
+    return _open(setting, reference, _given(setting, reference))
+
+
+def _open(setting: Setting, reference: str, given: Given) -> tuple[Loaded, Canonical]:
     records = (Records(setting.spec.records_folder), published_records())
     loaded = open_sae(reference, given, records).loaded
-    return loaded, Canonical(_on_device(loaded.sae, setting.device))
+    odd = (f"input scale {given.norm_scale:.6g} {given.scale_source}; the checkpoint does not hold it",) if given.norm_scale else ()
+    return replace(loaded, oddities=(*loaded.oddities, *odd)), Canonical(_on_device(loaded.sae, setting.device))
 
 
-def _given(setting: _Setting, reference: str) -> Given:
+def _given(setting: Setting, reference: str) -> Given:
     """The facts given by flag, with the input scale estimated where that is asked for."""
     spec = setting.spec
     given = Given(spec.k, spec.threshold)
@@ -204,7 +216,7 @@ def _of_object(name: str, sae: Any) -> _Entry:
     return _Entry(loaded, canonical.sha256, (canonical.d_in, canonical.d_sae), lambda: canonical)
 
 
-def _subject(setting: _Setting, entry: _Entry, against: tuple[Loaded, Canonical] | None) -> Subject:
+def _subject(setting: Setting, entry: _Entry, against: tuple[Loaded, Canonical] | None) -> Subject:
     spec, loaded, (d_in, d_sae) = setting.spec, entry.loaded, entry.shape
     site, (reference, notes) = site_of(spec, loaded, setting.shared)
     facts = SubjectFacts(

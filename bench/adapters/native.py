@@ -18,7 +18,7 @@ from bench.sae.dense import DenseSAE
 from bench.sae.normalisation import PerToken
 
 FORMAT = "ortsae-bench"
-_OURS = ("format", "format_version", "activation", "norm", "name", "method", "lm", "hook")
+_OURS = ("format", "format_version", "activation", "norm", "name", "lm", "hook")
 
 
 def sniff(path: Path) -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -10,60 +13,98 @@ from bench.lm.hooks import parse_hook
 from bench.sae.activations import JumpReLU
 from bench.sae.canonical import MIN_NORM
 from bench.sae.checkpoint import Form, Loaded
+from bench.sae.dense import DenseSAE
 
-_UNKNOWN = "not in the file"
+_LONGEST = 300  # characters of a file's own words that are shown
+_UNIT = 1e-3
+CODES = "the file's; metrics see each code times its decoder row's norm, and unit rows"
 
 
-def card(loaded: Loaded) -> dict[str, str]:
-    """Facts of one SAE by name, in the order they are shown."""
+def facts_of(loaded: Loaded) -> dict[str, Any]:
+    """Facts of one SAE as plain data, in the order they are shown; what the file does not say is None."""
     sae = loaded.sae
     return {
+        "name": loaded.name,
         "format": loaded.format,
         "architecture": loaded.architecture,
-        "d_in": str(sae.d_in),
-        "d_sae": str(sae.d_sae),
-        "activation": _activation(sae),
+        "d_in": sae.d_in,
+        "d_sae": sae.d_sae,
+        "activation": sae.act.name,
+        "k": getattr(sae.act, "k", None),
+        "threshold": _range(sae.act.threshold) if isinstance(sae.act, JumpReLU) else None,
+        "model": loaded.lm or None,
         "hook": _hook(loaded.hook),
-        "model": loaded.lm or f"{_UNKNOWN}: give --lm",
+        "hook_in_file": loaded.hook or None,
         "normalisation": loaded.normalisation,
-        "decoder norms": _norms(sae),
-        "b_dec subtracted from input": _subtracted(sae),
-        "sha256": sae.sha256[:16],
-        "oddities": "; ".join(loaded.oddities) or "none",
+        "decoder_norm": {**_range(norms := sae.W_dec.float().norm(dim=1)), "dead_rows": int((norms < MIN_NORM).sum())},
+        "unit_decoder": bool(((norms - 1).abs() < _UNIT).all()),
+        "codes": CODES,
+        "b_dec_subtracted": _subtracted(sae),
+        "sha256": sae.sha256,
+        "oddities": list(loaded.oddities),
+        "facts": dict(loaded.facts),
     }
 
 
-def _activation(sae: Form) -> str:
-    if (k := getattr(sae.act, "k", None)) is not None:
-        return f"{sae.act.name}, k = {k}"
-    if isinstance(sae.act, JumpReLU):
-        low, high = float(sae.act.threshold.min()), float(sae.act.threshold.max())
-        return f"jumprelu, threshold {low:.4g}" + (f" to {high:.4g}" if high > low else " for all latents")
-    return sae.act.name
+def card(facts: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """The facts in words, by heading."""
+    norm, oddities = facts["decoder_norm"], facts["oddities"]
+    norms = "all 1" if facts["unit_decoder"] else f"{norm['low']:.4g} to {norm['high']:.4g}, median {norm['median']:.4g}"
+    what = {
+        "format": facts["format"],
+        "architecture": facts["architecture"],
+        "size": f"{facts['d_sae']:,} latents of {facts['d_in']:,} numbers ({facts['d_sae'] / facts['d_in']:.3g} ×)",
+        "activation": _activation(facts),
+        "b_dec": facts["b_dec_subtracted"],
+        "normalisation": facts["normalisation"],
+        "decoder norms": norms + (f"; {norm['dead_rows']} dead rows" if norm["dead_rows"] else ""),
+        "units of codes": facts["codes"],
+        "sha256": facts["sha256"],
+    }
+    hook, said = facts["hook"], facts["hook_in_file"]
+    if said and not hook:
+        place = f"{said} (not a place that can be read here: give --hook)"
+    else:
+        place = (hook or "not in the file: give --hook") + (f" (file: {said})" if said != hook else "")
+    where = {"model": facts["model"] or "not in the file: give --lm", "hook": place}
+    shown = {"what it is": what, "where it belongs": where}
+    if oddities:
+        shown["worth knowing"] = {str(i): o for i, o in enumerate(oddities, 1)}
+    return {head: {k: printable(v) for k, v in lines.items()} for head, lines in shown.items()}
 
 
-def _hook(spelled: str) -> str:
-    """Our spelling, with the file's beside it where they differ."""
-    if not spelled:
-        return f"{_UNKNOWN}: give --hook"
+def printable(text: str) -> str:
+    """A file's words on one line, without characters that steer a terminal, cut where they are very long."""
+    plain = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text[: _LONGEST + 1])
+    return plain if len(text) <= _LONGEST else plain[:_LONGEST] + "…"
+
+
+def _activation(facts: Mapping[str, Any]) -> str:
+    if facts["k"] is not None:
+        return f"{facts['activation']}, k = {facts['k']}"
+    if at := facts["threshold"]:
+        spread = f"{at['low']:.4g} to {at['high']:.4g}" if at["high"] > at["low"] else f"{at['low']:.4g} for all latents"
+        return f"{facts['activation']}, threshold {spread}"
+    return facts["activation"]
+
+
+def _hook(spelled: str) -> str | None:
+    """Our spelling of the file's hook; None where there is none or it cannot be read."""
     try:
-        ours = str(parse_hook(spelled))
+        return str(parse_hook(spelled)) if spelled else None
     except UsageError:
-        return f"{spelled} (not a place that can be read here: give --hook)"
-    return ours if ours == spelled else f"{ours} (file: {spelled})"
+        return None
 
 
-def _norms(sae: Form) -> str:
-    n = sae.W_dec.float().norm(dim=1)
-    return f"min {_at(n, 0.0)}, median {_at(n, 0.5)}, max {_at(n, 1.0)}; dead rows {int((n < MIN_NORM).sum())}"
-
-
-def _at(values: Tensor, share: float) -> str:
-    """An order statistic; `torch.quantile` stops at 2^24 values, a sort does not."""
-    return f"{float(torch.sort(values).values[round(share * (len(values) - 1))]):.4g}"
+def _range(values: Tensor) -> dict[str, float]:
+    """Order statistics; `torch.quantile` stops at 2^24 values, a sort does not."""
+    ordered = torch.sort(values.float().flatten()).values
+    return {n: float(ordered[i]) for n, i in (("low", 0), ("median", len(ordered) // 2), ("high", -1))}
 
 
 def _subtracted(sae: Form) -> str:
     if torch.equal(sae.b_pre, sae.b_dec):
-        return "yes" if bool(sae.b_dec.any()) else "makes no difference: b_dec is zero"
-    return "no" if not bool(sae.b_pre.any()) else "no: another vector is subtracted"
+        return "subtracted from the input" if bool(sae.b_dec.any()) else "zero"
+    if isinstance(sae, DenseSAE) and bool(sae.b_pre.any()):
+        return "not subtracted; another vector is"
+    return "not subtracted from the input"
