@@ -167,8 +167,13 @@ MOSS: dict[str, Case] = {
     ),
     "llama scope, unit norms": Case(llama_scope, lambda: jump(llama_pre() * N, np.float32(0.3)), lambda f: llama_decode(f / N)),
     "llama scope, topk in a pt": Case(
-        lambda d: llama_scope(d, "checkpoints/pruned.pt", act_fn="topk", sparsity_include_decoder_norm=False),
+        lambda d: llama_scope(d, "checkpoints/pruned.pt", act_fn="topk", jump_relu_threshold=0.0, sparsity_include_decoder_norm=False),
         lambda: top(llama_pre()),
+        llama_decode,
+    ),
+    "llama scope, topk with a threshold": Case(
+        lambda d: llama_scope(d, act_fn="topk", sparsity_include_decoder_norm=False),
+        lambda: jump(llama_pre(), np.float32(0.3)),
         llama_decode,
     ),
 }

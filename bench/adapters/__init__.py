@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import math
 import os
 import pkgutil
 import re
@@ -22,6 +23,7 @@ from bench.sae.checkpoint import Loaded
 GROUP = "ortsae_bench.adapters"
 _DEPTH, _FOLDERS, _SHOWN = 6, 2000, 5
 SINGLE = (".pt", ".pth", ".npz", ".safetensors")
+_SAME = 1e-4  # relative difference between thresholds that are one
 _SPELLED = "give the folder that holds the weights and their config"
 
 
@@ -97,7 +99,7 @@ def open_checkpoint(path: Path, given: Given) -> Loaded:
     if adapter is None:
         raise _unknown(path)
     try:
-        loaded = adapter.load(path, given)
+        loaded = adapter.load(path.absolute(), given)
         checked(loaded.sae)
     except BenchError:
         raise
@@ -108,6 +110,7 @@ def open_checkpoint(path: Path, given: Given) -> Loaded:
 
 
 def _choose(path: Path) -> Adapter | None:
+    path = path.absolute()  # formats look into the folder above, which a bare name does not have
     for adapter in (*ADAPTERS, *plugins()):
         try:
             if adapter.sniff(path):
@@ -119,13 +122,18 @@ def _choose(path: Path) -> Adapter | None:
 
 def _unknown(path: Path) -> CheckpointError:
     """Why nothing could be opened: several SAEs below, a known format that is not supported, or nothing known."""
+    from bench.adapters.impostors import in_place
     from bench.adapters.unsupported import recognise
 
     if below := several(path):
         shown = ", ".join(str(p.relative_to(path)) for p in below[:_SHOWN]) + (", …" if len(below) > _SHOWN else "")
         return CheckpointError(f"{path} holds no SAE itself but {len(below)} below it: {shown}", "give one of them")
+    if why := in_place(path):
+        return CheckpointError(*why)
     if foreign := recognise(path):
-        return CheckpointError(f"{path} holds {foreign}", "convert it to a supported format, or add an adapter")
+        return CheckpointError(
+            f"{path} holds {foreign}", "give the whole folder of an SAE, convert it to a supported format, or add an adapter"
+        )
     formats = ", ".join(a.FORMAT for a in (*ADAPTERS, *plugins()))
     return CheckpointError(f"no SAE checkpoint is recognised at {path}; looked for {formats}", _SPELLED)
 
@@ -158,16 +166,25 @@ def _natural(name: str) -> list[tuple[bool, int, str]]:
     return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.findall(r"[0-9]+|[^0-9]+", name)]
 
 
+def _has_threshold(loaded: Loaded, given: float) -> bool:
+    """Whether the one threshold of an SAE is the given one, of pre-activations or (BatchTopK) of those times decoder norms."""
+    act = loaded.sae.act
+    if not isinstance(act, JumpReLU):
+        return False
+    if bool((act.threshold == act.threshold[0]).all()):
+        return math.isclose(float(act.threshold[0]), given, rel_tol=1e-5, abs_tol=1e-30)  # the file has float32
+    norms = loaded.sae.W_dec.norm(dim=1)
+    times_norms = (act.threshold * norms)[norms > 0]
+    return "batchtopk" in loaded.architecture.lower() and bool((times_norms / times_norms[:1] - 1).abs().max() < _SAME)
+
+
 def _flags_used(loaded: Loaded, given: Given) -> None:
     """Refuse a flag that changed nothing: it was meant for another SAE, or this one is not what the user thinks."""
-    act = loaded.sae.act
-    one_threshold = isinstance(act, JumpReLU) and (
-        bool((act.threshold == act.threshold[0]).all()) or "batchtopk" in loaded.architecture.lower()
-    )
+    act, per_token = loaded.sae.act, getattr(loaded.sae, "norm", None)
     unused = {
-        "--k": given.k is not None and not hasattr(act, "k"),
-        "--threshold": given.threshold is not None and not one_threshold,
-        "--norm-scale": given.norm_scale is not None and loaded.normalisation == "none",
+        "--k": given.k is not None and given.k != getattr(act, "k", None),
+        "--threshold": given.threshold is not None and not _has_threshold(loaded, given.threshold),
+        "--norm-scale": given.norm_scale is not None and (loaded.normalisation == "none" or per_token is not None),
     }
     for flag in (name for name, is_unused in unused.items() if is_unused):
         raise CheckpointError(f"{flag} does not apply to this {loaded.architecture} SAE of format {loaded.format}", f"leave out {flag}")

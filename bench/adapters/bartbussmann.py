@@ -56,7 +56,7 @@ def _activation(kind: str, state: Mapping[str, Any], cfg: Mapping[str, Any], giv
         return ReLU()
     if kind == "topk":
         k = cfg.get("top_k")
-        return TopK(count(int(k) if isinstance(k, str) and k.isdigit() else k, given, d_sae))
+        return TopK(count(int(k) if isinstance(k, str) and k.isdecimal() else k, given, d_sae))
     if kind == "jumprelu":
         return JumpReLU(take(state, _LOG, (d_sae,)).exp())
     stored = float(take(state, "threshold", ())) if "threshold" in state else 0.0

@@ -121,6 +121,8 @@ def count(k: object, given: Given, d_sae: int) -> int:
         CheckpointError: No k, a k out of range, or two that differ.
     """
     stored = _whole(k)
+    if stored is None and k is not None:
+        raise CheckpointError(f"the file says k = {k!r}, not a whole number", DAMAGED)
     if stored is None and given.k is None:
         raise CheckpointError("the file does not say k, the number of active latents", "give --k")
     if stored is not None and given.k not in (None, stored):
@@ -186,11 +188,12 @@ def batch_threshold(stored: float | None, given: Given, d_sae: int) -> JumpReLU:
     return JumpReLU(torch.full((d_sae,), chosen))
 
 
-def agree(config: Mapping[str, Any], key: str, actual: int) -> None:
+def agree(config: Mapping[str, Any], key: str, actual: float) -> None:
     """Refuse a config that contradicts the tensors."""
     said = config.get(key)
-    if isinstance(said, int) and said != actual:
-        raise CheckpointError(f"the config says {key} = {said}, the tensors say {actual}", DAMAGED)
+    said = int(said) if isinstance(said, str) and said.isdecimal() else said  # some libraries spell all values as text
+    if isinstance(said, int | float) and said != actual:
+        raise CheckpointError(f"the config says {key} = {said}, the tensors say {actual:g}", DAMAGED)
 
 
 def switch(config: Mapping[str, Any], key: str, default: bool = False) -> bool:
@@ -205,7 +208,9 @@ def spelled_switch(cfg: Mapping[str, Any], key: str) -> bool:
     """A config's yes or no, also where it is written as Python prints it; there is no default."""
     found = {"True": True, "False": False}.get(str(cfg.get(key)))
     if found is None:
-        raise CheckpointError(f"the config's {key} is {cfg.get(key)!r}, neither true nor false", DAMAGED)
+        raise CheckpointError(
+            f"the config's {key} is {cfg.get(key)!r}, neither true nor false", f"put {key}, true or false, into the config"
+        )
     return found
 
 

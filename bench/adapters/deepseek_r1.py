@@ -22,7 +22,8 @@ _STEP = re.compile(r"ae(_\d+)?\.pt")  # dictionary_learning's names: without its
 
 
 def _weights(path: Path) -> Path | None:
-    file = weights_file(path, (".pt", ".pth"), lambda keys: keys == frozenset(_NAMES))
+    # a module's state also names its parts and the device; a further tensor without a dot is left to `only`
+    file = weights_file(path, (".pt", ".pth"), lambda keys: {k for k in keys if "." in k} == set(_NAMES))
     return None if file is None or _STEP.fullmatch(file.name) or holds(file.parent, "config.json") else file
 
 

@@ -38,8 +38,8 @@ def load(path: Path, given: Given) -> Loaded:
     if kind not in CLASSES:
         raise CheckpointError(f"dict_class {kind or '(none)'} is not supported", f"supported: {', '.join(CLASSES)}")
     state = read_pt(where, name)
-    if "ae" in state and "optimizer" in state:
-        raise CheckpointError("ae.pt is a backup for resuming, with biases in training units", "give the finished ae.pt")
+    if isinstance(state.get("ae"), dict):
+        raise CheckpointError(f"{name} is a backup for resuming, with biases in training units", "give the finished ae.pt")
     sae, oddities = CLASSES[kind](state, trainer, given)
     agree(trainer, "activation_dim", sae.d_in)
     agree(trainer, "dict_size", sae.d_sae)

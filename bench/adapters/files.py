@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from bench.adapters.impostors import stands_in
 from bench.errors import BenchError, CheckpointError
 
 MAX_BYTES = 16 * 2**30
@@ -74,6 +75,8 @@ def reading(path: Path) -> Generator[None]:
     except BenchError:
         raise
     except Exception as e:  # readers of damaged files raise a dozen unrelated classes
+        if found := stands_in(path):
+            raise CheckpointError(f"{path.name} {found[0]}", found[1]) from e
         why = (str(e).strip().splitlines() or [""])[0][:160]
         raise CheckpointError(f"{path.name} cannot be read: {type(e).__name__} {why}", DAMAGED) from e
 
@@ -197,8 +200,12 @@ def only(tensors: Mapping[str, object], *known: str) -> None:
     """Refuse tensors nobody would read: an unread tensor is a part of the function left out."""
     if "W_skip" in tensors:
         raise CheckpointError("the file holds W_skip: a transcoder with a skip connection, not an SAE", "give an SAE")
+    for name, t in tensors.items():
+        if isinstance(t, Tensor) and t.ndim > 2:
+            take(tensors, name, ())  # says why
     for name in sorted(set(tensors) - set(known)):
-        raise CheckpointError(f"unexpected tensor {name!r}, so the numbers could be wrong", "this variant of the format is not supported")
+        why = f"unexpected tensor {name!r}, so the numbers could be wrong"
+        raise CheckpointError(why, "this variant of the format is not supported: give another SAE")
 
 
 def weights_file(path: Path, suffixes: tuple[str, ...], wanted: Callable[[frozenset[str]], bool]) -> Path | None:

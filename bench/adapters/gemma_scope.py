@@ -59,5 +59,5 @@ def _refuse(parts: tuple[str, ...]) -> None:
     """The released folders whose files look alike but are another function."""
     if any(re.search(r"gemma-scope.*transcoder", p) for p in parts):
         raise CheckpointError("a Gemma Scope transcoder maps one site to another, so it is not an SAE", "give a -res, -mlp or -att SAE")
-    if "embedding" in parts:
+    if "embedding" in parts[-3:]:  # embedding/width_4k/average_l0_6
         raise CheckpointError("Gemma Scope embedding SAEs expect an input scaled inside the model", "give an SAE of a layer")

@@ -41,8 +41,8 @@ def load(path: Path, given: Given) -> Loaded:
     folder = file.parent
     cfg = read_json(folder, _CONFIG) if holds(folder, _CONFIG) else {}
     hook = _refuse(cfg)
-    if not cfg and (part := next((p for p in folder.absolute().parts[-2:] if re.match(r"(transcoder|clt)(_|$)", p)), "")):
-        raise CheckpointError(f"the folder {part} holds transcoders, not SAEs", "give an SAE")
+    if not cfg and (part := next((p for p in folder.absolute().parts[-2:] if re.match(r"(transcoder|clt|crosscoder)(_|$)", p)), "")):
+        raise CheckpointError(f"the folder {part} holds transcoders or crosscoders, not SAEs", "give an SAE")
     tensors = read_safetensors(folder, file.name)
     if "affine_skip_connection" in tensors:
         raise CheckpointError("the file holds affine_skip_connection: a transcoder, not an SAE", "give an SAE")

@@ -21,7 +21,7 @@ def _weights(path: Path) -> Path | None:
     if path.name.endswith(_END):
         path = path.with_name(path.name.removesuffix(_END) + ".pt")
     file = weights_file(path, (".pt",), lambda keys: not keys or {"W_enc", "W_dec"} <= keys)
-    if file is None or not holds(file.parent, file.stem + _END):
+    if file is None or not holds(file.parent, file.name, file.stem + _END):
         return None
     config = peek_json(file.parent, file.stem + _END)
     return file if not config or set(config) >= _KEYS else None

@@ -58,8 +58,10 @@ def _activation(state: Mapping[str, Any], given: Given, d_sae: int) -> ReLU | To
     kind, options = state.get("activation", "ReLU"), state.get("activation_state_dict")
     if kind == "ReLU":
         return ReLU()
-    if kind != "TopK" or not isinstance(options, dict):
-        raise CheckpointError(f"activation {word(kind) or type(kind).__name__} is not supported, or lacks its state", DAMAGED)
+    if kind != "TopK":
+        raise CheckpointError(f"activation {word(kind) or type(kind).__name__} is not supported", "supported: ReLU, TopK")
+    if not isinstance(options, dict):
+        raise CheckpointError("the file holds no activation_state_dict with k and postact_fn", DAMAGED)
     after, k = options.get("postact_fn"), count(options.get("k"), given, d_sae)
     if after not in ("ReLU", "Identity"):
         raise CheckpointError(f"postact_fn {after!r} is not supported", "give an SAE with ReLU or Identity")

@@ -65,16 +65,16 @@ def counts_norms(cfg: Mapping[str, Any]) -> bool:
 
 
 def of_one_threshold(cfg: Mapping[str, Any], given: Given, d_sae: int) -> Activation:
-    """One threshold for all latents, compared with pre-activations of raw inputs."""
+    """One threshold for all latents, compared with pre-activations of raw inputs; the library runs top k with one as JumpReLU."""
     kind, threshold = word(cfg.get("act_fn")).lower(), cfg.get("jump_relu_threshold")
     if kind == "relu":
         return ReLU()
-    if kind == "topk":
+    if kind == "topk" and threshold in (None, 0):
         return TopK(count(cfg.get("top_k"), given, d_sae))
-    if kind != "jumprelu":
+    if kind not in ("jumprelu", "topk"):
         raise CheckpointError(f"act_fn {cfg.get('act_fn')!r} is not supported", "supported: relu, jumprelu, topk")
-    if not isinstance(threshold, int | float) or isinstance(threshold, bool) or not math.isfinite(threshold):
-        raise CheckpointError(f"jump_relu_threshold is {threshold!r}, not a number", DAMAGED)
+    if not isinstance(threshold, int | float) or isinstance(threshold, bool) or not 0 <= threshold < math.inf:
+        raise CheckpointError(f"jump_relu_threshold is {threshold!r}, not a number of at least 0", DAMAGED)
     return JumpReLU(torch.full((d_sae,), float(threshold)))
 
 

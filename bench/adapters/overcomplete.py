@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from bench.adapters import Given
 from bench.adapters.build import batch_threshold, count, inclusive, name_of, precision
 from bench.adapters.files import only, read_pt, take, weights_file
+from bench.adapters.overcomplete_dictionary import ARCHETYPES, ROWS, SCALE, rows
 from bench.errors import CheckpointError
 from bench.sae.activations import Activation, TopK
 from bench.sae.checkpoint import Form, Loaded
@@ -19,13 +20,12 @@ from bench.sae.dense import DenseSAE
 from bench.sae.greedy import Greedy, GreedySAE
 
 FORMAT = "overcomplete"
-_WEIGHTS, _ARCHETYPES = "dictionary._weights", ("dictionary.C", "dictionary.W", "dictionary.Relax")
-_SCALE, _ENCODER, _LOG = "dictionary.multiplier", "encoder.final_block.0", "thresholds"
-_TOLERANCE, _SAVE = 1e-3, "save it again after a forward pass in training mode"
+_ENCODER, _LOG = "encoder.final_block.0", "thresholds"
+_OMP = re.compile(r"(?<![a-z])omp(?![a-z])|ompsae|orthogonal", re.IGNORECASE)
 
 
 def _weights(path: Path) -> Path | None:
-    return weights_file(path, (".pt", ".pth"), lambda keys: _WEIGHTS in keys or "dictionary.C" in keys)
+    return weights_file(path, (".pt", ".pth"), lambda keys: ROWS in keys or "dictionary.C" in keys)
 
 
 def sniff(path: Path) -> bool:
@@ -40,34 +40,21 @@ def load(path: Path, given: Given) -> Loaded:
     if "Q" in state:
         raise CheckpointError("QSAE rounds its codes to learned levels, which is not supported", "give another SAE")
     encoder = (f"{_ENCODER}.weight", f"{_ENCODER}.bias", _LOG) if any(k.startswith("encoder.") for k in state) else ()
-    only(state, *((_WEIGHTS,) if _WEIGHTS in state else _ARCHETYPES), _SCALE, *encoder)
-    W_dec = _dictionary(state)
+    only(state, *((ROWS,) if ROWS in state else ARCHETYPES), SCALE, *encoder)
+    W_dec = rows(state)
     d_sae, d_in = W_dec.shape
-    odd = ("the file names neither model nor hook", *precision(state.get(_WEIGHTS)))
+    odd = ("the file names neither model nor hook", *precision(state.get(ROWS)))
     zeros = torch.zeros(d_in)
     if encoder:
         act, kind = _activation(state, given, d_sae)
         W_enc, b_enc = take(state, encoder[0], (d_sae, d_in)).T.contiguous(), take(state, encoder[1], (d_sae,))
         sae: Form = DenseSAE(W_enc, b_enc, W_dec, zeros, zeros, act)
     else:
+        if any(_OMP.search(p) for p in file.absolute().parts[-3:]):
+            raise CheckpointError("OMPSAE solves for its codes anew at each pick, which is not supported", "give another SAE")
         k, kind = count(None, given, max(d_sae, d_in)), "mp"
         sae, odd = GreedySAE(W_dec, zeros, k, Greedy(k)), (*odd, "read as MpSAE; OMPSAE has the same file and cannot be told apart")
     return Loaded(sae, FORMAT, kind, f"{name_of(file.parent)}-{file.stem}", oddities=odd)
-
-
-def _dictionary(state: Mapping[str, Any]) -> Tensor:
-    """[d_sae, d_in] rows times exp(multiplier). The state is saved as training left it; else its way of normalising is not known."""
-    factor = take(state, _SCALE, ()).exp() if _SCALE in state else torch.tensor(1.0)
-    if _WEIGHTS in state:
-        rows = take(state, _WEIGHTS, (None, None))
-        if bool(((rows.norm(dim=1) - 1).abs() > _TOLERANCE).any()):
-            raise CheckpointError("dictionary rows are not of unit norm, and the file does not say how they are normalised", _SAVE)
-        return torch.nn.functional.normalize(rows) * factor
-    points = take(state, "dictionary.C", (None, None))
-    mix = take(state, "dictionary.W", (None, len(points)))
-    if bool((mix < 0).any()) or bool(((mix.sum(1) - 1).abs() > _TOLERANCE).any()):
-        raise CheckpointError("rows of dictionary.W do not sum to 1, so this is not a state that training left", _SAVE)
-    return (mix @ points + take(state, "dictionary.Relax", (len(mix), points.shape[1]))) * factor
 
 
 def _activation(state: Mapping[str, Any], given: Given, d_sae: int) -> tuple[Activation, str]:

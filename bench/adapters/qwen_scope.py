@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import torch
 
 from bench.adapters import Given
 from bench.adapters.build import name_of, precision, topk
-from bench.adapters.files import only, read_pt, take
+from bench.adapters.files import holds, only, read_pt, take, weights_file
 from bench.errors import CheckpointError
 from bench.sae.checkpoint import Loaded
 from bench.sae.dense import DenseSAE
@@ -19,13 +18,19 @@ FORMAT = "qwen_scope"
 _NAME = re.compile(r"layer_?(\d+)\.sae\.pt")
 
 
+def _weights(path: Path) -> Path | None:
+    file = weights_file(path, (".sae.pt",), lambda keys: True)
+    return file if file and holds(file.parent, file.name) and _NAME.fullmatch(file.name) else None
+
+
 def sniff(path: Path) -> bool:
-    """A file of that name; a folder holds one for each layer, so the file must be given."""
-    return os.path.isfile(path) and _NAME.fullmatch(path.name) is not None
+    """A file of that name, or a folder with one; most folders hold one for each layer, so the file must be given."""
+    return _weights(path) is not None
 
 
 def load(path: Path, given: Given) -> Loaded:
     """Read one SAE: top k, then ReLU; b_dec is not subtracted. W_enc is stored [d_sae, d_in] and W_dec [d_in, d_sae]."""
+    path = _weights(path) or path
     state = read_pt(path.parent, path.name)
     only(state, "W_enc", "b_enc", "W_dec", "b_dec")
     b_enc, b_dec = take(state, "b_enc", (None,)), take(state, "b_dec", (None,))

@@ -19,7 +19,7 @@ from bench.sae.dense import DenseSAE
 
 WEIGHTS, CONFIG = "sae_weights.safetensors", "cfg.json"
 _FINETUNED = ("scaling_factor", "finetuning_scaling_factor")
-_OTHER_OUTPUT = ("d_out", "hook_name_out", "hook_point_out")
+_OTHER_OUTPUT = ("d_out", "hook_name_out", "hook_point_out", "out_hook_point")
 _GATED = ("b_gate", "b_mag", "r_mag")
 
 
@@ -37,6 +37,8 @@ def refuse_other_output(cfg: Mapping[str, Any], hook: str) -> None:
     for key in _OTHER_OUTPUT:
         if (out := cfg.get(key)) not in (None, hook, cfg.get("d_in")):
             raise CheckpointError(f"the config's {key} is {out!r}: a transcoder, not an SAE", "give an SAE")
+    if cfg.get("is_transcoder"):
+        raise CheckpointError("is_transcoder is set: it maps one site to another, so it is not an SAE", "give an SAE")
     if "transcoder" in word(cfg.get("architecture")):
         raise CheckpointError(f"architecture {cfg['architecture']!r} maps one site to another, so it is not an SAE", "give an SAE")
 

@@ -32,8 +32,10 @@ def load(path: Path, given: Given) -> Loaded:
     b_enc, b_dec = take(tensors, "encoder.bias", (None,)), take(tensors, "b_dec", (None,))
     d_sae, d_in = len(b_enc), len(b_dec)
     agree(cfg, "d_in", d_in)
-    if cfg.get("num_latents"):  # 0 stands for d_in × expansion_factor
+    if cfg.get("num_latents"):
         agree(cfg, "num_latents", d_sae)
+    else:  # 0 stands for d_in × expansion_factor
+        agree(cfg, "expansion_factor", d_sae / d_in)
     W_enc = take(tensors, "encoder.weight", (d_sae, d_in)).T.contiguous()
     W_dec = take(tensors, "W_dec", (d_sae, d_in))
     act = _activation(cfg, count(cfg.get("k"), given, d_sae), d_sae)

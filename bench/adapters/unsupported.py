@@ -20,12 +20,15 @@ _BY_TENSORS: tuple[tuple[frozenset[str], str], ...] = (
 _BY_FILES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("hyperparams.json",), "Llama Scope's hyperparams.json without the weights in checkpoints/"),
     (("conf.yaml", "latest_ckpt.safetensors"), "a temporal SAE, which needs whole sequences"),
-    (("ae.pt",), "dictionary_learning weights without the config.json that says how to use them"),
+    (("ae.pt",), "dictionary_learning weights without the config.json whose trainer says how to use them"),
+    (("checkpoints/final.safetensors",), "OpenMOSS weights without the hyperparams.json or config.json that says how to use them"),
+    (("final.safetensors",), "OpenMOSS weights without the hyperparams.json or config.json that says how to use them"),
     (("sae.pt",), "SAE weights without the config.json that says how to use them"),
     (("sae_weights.safetensors",), "SAELens weights without the cfg.json that says how to use them"),
     (("sae.safetensors",), "SAE weights without the cfg.json or sae.json that says how to use them"),
 )
 _TRANSCODERS = re.compile(r"layer_\d+\.safetensors"), frozenset({"W_enc", "W_dec", "b_enc", "b_dec"})
+_FOUR = frozenset({"W_enc", "W_dec", "b_enc", "b_dec"}), (".pt", ".pth", ".safetensors")
 _PICKLED = ("a Python pickle, which only running its code would read", (".pkl", ".pickle", ".pkl.gz"))
 
 
@@ -46,7 +49,14 @@ def recognise(path: Path) -> str | None:
     for names, phrase in _BY_FILES:
         if holds(folder, *names) and (is_folder or path.name in names):
             return phrase
-    return _PICKLED[0] if any(n.endswith(_PICKLED[1]) for n in files) else None
+    if any(n.endswith(_PICKLED[1]) for n in files):
+        return _PICKLED[0]
+    four = next((n for n in files if n.endswith(_FOUR[1]) and peek_keys(folder / n) >= _FOUR[0]), None)
+    return (
+        f"W_enc, W_dec and biases ({four}) without the config that says whether they are an SAE, a transcoder or a crosscoder"
+        if four
+        else None
+    )
 
 
 def _by_tensors(path: Path) -> str | None:
