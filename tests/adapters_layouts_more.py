@@ -180,7 +180,7 @@ def overcomplete(folder: Path, encoder: bool = True, **more: Any) -> Path:
     state = tensors(**{"dictionary._weights": EXACT_ROWS, "dictionary.multiplier": torch.tensor(0.25)} | more)
     if encoder:
         state |= tensors(**{"encoder.final_block.0.weight": P["W_enc"].T, "encoder.final_block.0.bias": P["b_enc"]})
-    return pt(folder, "overcomplete.pt", state)
+    return pt(folder, "overcomplete.pt" if encoder else "mpsae.pt", state)
 
 
 def archetypal(folder: Path) -> Path:

@@ -18,7 +18,7 @@ from bench.adapters import Given, open_checkpoint
 from bench.errors import CheckpointError
 from bench.sae import pursuit
 from bench.sae.canonical import Canonical
-from bench.sae.card import card
+from bench.sae.card import facts_of
 from bench.sae.checkpoint import FACTS, rounded, save
 from bench.sae.codes import Codes
 from bench.sae.pursuit import GRAM, PursuitSAE
@@ -126,7 +126,7 @@ def test_what_is_read_back_is_what_was_rounded(dtype: torch.dtype, tmp_path: Pat
     save(sae(), tmp_path, MADE, dtype)
     loaded = open_checkpoint(tmp_path, Given())
     assert loaded.sae.sha256 == rounded(sae(), dtype).sha256 and (loaded.sae.sha256 == sae().sha256) == (dtype == torch.float32)
-    assert loaded.architecture == "mp" and loaded.sae.k == K and card(loaded)["activation"] == f"pursuit, k = {K}"
+    assert loaded.architecture == "mp" and loaded.sae.k == K and (facts_of(loaded)["activation"], facts_of(loaded)["k"]) == ("pursuit", K)
 
 
 @pytest.mark.parametrize("k", [None, 0, M + 1, "3"])

@@ -21,6 +21,7 @@ from bench.sae.greedy import Greedy, GreedySAE
 
 FORMAT = "overcomplete"
 _ENCODER, _LOG = "encoder.final_block.0", "thresholds"
+_MP = re.compile(r"(?<![a-z])mp(?![a-z])|(?<!o)mpsae|^matching", re.IGNORECASE)
 _OMP = re.compile(r"(?<![a-z])omp(?![a-z])|ompsae|orthogonal", re.IGNORECASE)
 
 
@@ -50,10 +51,12 @@ def load(path: Path, given: Given) -> Loaded:
         W_enc, b_enc = take(state, encoder[0], (d_sae, d_in)).T.contiguous(), take(state, encoder[1], (d_sae,))
         sae: Form = DenseSAE(W_enc, b_enc, W_dec, zeros, zeros, act)
     else:
-        if any(_OMP.search(p) for p in file.absolute().parts[-3:]):
-            raise CheckpointError("OMPSAE solves for its codes anew at each pick, which is not supported", "give another SAE")
+        near = file.absolute().parts[-3:]
+        if any(_OMP.search(p) for p in near) or not any(_MP.search(p) for p in near):
+            cause = "MpSAE and OMPSAE (which is not supported) have the same file, and nothing in its path says which it is"
+            raise CheckpointError(cause, "if it is an MpSAE, put it into a folder named mp")
         k, kind = count(None, given, max(d_sae, d_in)), "mp"
-        sae, odd = GreedySAE(W_dec, zeros, k, Greedy(k)), (*odd, "read as MpSAE; OMPSAE has the same file and cannot be told apart")
+        sae, odd = GreedySAE(W_dec, zeros, k, Greedy(k)), (*odd, "an MpSAE by its path; OMPSAE has the same file")
     return Loaded(sae, FORMAT, kind, f"{name_of(file.parent)}-{file.stem}", oddities=odd)
 
 
