@@ -1,4 +1,4 @@
-"""One grammar for SAEs everywhere: a path, `demo:NAME`, `hf:REPO[@revision][#folder]`, or a recorded subject.
+"""One grammar for SAEs everywhere: a path, `demo:NAME`, `hf:REPO[@revision][#folder]`, `saelens:RELEASE/ID`, or a recorded subject.
 
 A path may be a folder of several SAEs, such as a sweep, where several make sense.
 """
@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import registry
+from bench import hub, registry, releases
 from bench.adapters import Given, open_checkpoint, several
-from bench.errors import UnavailableError, UsageError
+from bench.errors import UsageError
 from bench.record import Record, Records, SubjectFacts
 from bench.sae.checkpoint import Loaded
 
@@ -42,19 +42,21 @@ def open_sae(reference: str, given: Given | None = None, records: Iterable[Recor
     """The SAE behind a reference, with its weights.
 
     Args:
-        reference: Path, `demo:NAME` or `hf:REPO[@revision][#folder]`.
+        reference: Path, `demo:NAME`, `hf:REPO[@revision][#folder-or-file]` or `saelens:RELEASE/ID`.
         given: Facts the file may lack.
         records: Where to look for recorded subjects, so that a reference to one is explained.
 
     Raises:
         UsageError: Unknown reference, or one that names records only.
         CheckpointError: The checkpoint is refused.
-        UnavailableError: The hub cannot be reached.
+        UnavailableError: The hub refuses, cannot be reached, or has no such place.
     """
+    if reference.startswith("hf:"):
+        return Opened(reference, hub.open_hub(reference, given or Given()))
+    if reference.startswith("saelens:"):
+        return Opened(reference, releases.open_release(reference, given or Given()))
     if reference.startswith("demo:"):
         path = registry.pick("demo", reference.removeprefix("demo:"), registry.demos())
-    elif reference.startswith("hf:"):
-        path = _downloaded(reference)
     else:
         path = Path(reference).expanduser()
         if not os.path.exists(path):  # unlike Path.exists, False for a name too long to be one
@@ -106,23 +108,5 @@ def _unknown(reference: str, records: Iterable[Records]) -> UsageError:
     if hits:
         cause = f"{reference!r} is known from records only ({hits[0].sha256[:12]}); this needs its weights"
         return UsageError(cause, "give the path of the checkpoint")
-    others = ", ".join(["hf:REPO", *(f"demo:{n}" for n in registry.demos())])
+    others = ", ".join(["hf:REPO", "saelens:RELEASE/ID", *(f"demo:{n}" for n in registry.demos())])
     return UsageError(f"no checkpoint at {reference!r}", f"give a path, or one of {others}")
-
-
-def _downloaded(reference: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    text, _, folder = reference.removeprefix("hf:").partition("#")
-    repo, _, revision = text.partition("@")
-    if ".." in folder.split("/"):
-        raise UsageError(f"{folder!r} leaves the repository", "name a folder inside it")
-    patterns = [f"{folder}/*", folder] if folder else None
-    try:
-        root = Path(snapshot_download(repo, revision=revision or None, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as e:
-        raise UnavailableError(
-            f"{reference} cannot be fetched: {str(e).splitlines()[0]}", "check the name, the revision, HF_TOKEN and the network"
-        ) from e
-    return root / folder if folder else root

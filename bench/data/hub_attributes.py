@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from bench.data.attributes import RULES, TwoWay
-from bench.data.hub import MAX_DOCUMENTS, commit
+from bench.data.hub import commit, rows
 from bench.data.labelled import SetInfo, clean
 from bench.data.text import SPLIT
 from bench.errors import UnavailableError, UsageError
@@ -110,18 +110,7 @@ def load(name: str) -> TwoWay:
 
 def read_rows(repository: str, revision: str | None) -> Iterator[Mapping[str, Any]]:
     """The first 200,000 rows of the training split of a data set on the hub, or in a local folder."""
-    try:
-        import datasets
-    except ImportError:
-        raise UnavailableError("sets from the hub need the package 'datasets'", "pip install datasets") from None
-    try:
-        stream = datasets.load_dataset(repository, split="train", revision=revision, streaming=True)
-        for i, row in enumerate(stream):
-            if i >= MAX_DOCUMENTS:
-                return
-            yield row
-    except (OSError, ValueError, KeyError) as e:
-        raise UnavailableError(f"hf:{repository} cannot be read: {e}", "check the network and the revision") from e
+    return rows(repository, revision, "train")
 
 
 def two_way(name: str, rows: Iterable[Mapping[str, Any]], found: HubSet, pair: tuple[str, str], source: str) -> TwoWay:

@@ -15,6 +15,10 @@ _ALIASES = {
     "gemma-2b": "google/gemma-2b",
     "gemma-2-2b": "google/gemma-2-2b",
     "gemma-2-9b": "google/gemma-2-9b",
+    "gemma-2-9b-it": "google/gemma-2-9b-it",
+    "gemma-2-27b": "google/gemma-2-27b",
+    "gemma-2b-it": "google/gemma-2b-it",
+    "mistral-7b": "mistralai/Mistral-7B-v0.1",
 }
 
 

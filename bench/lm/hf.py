@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.errors import UnavailableError, UsageError
+from bench.hub import model_commit, translated
 from bench.lm.hooks import Hook
 from bench.store import array_sha256, digest
 
@@ -274,15 +275,16 @@ def load(reference: str, device: str = "cpu", dtype: str = "float32") -> Languag
     name, _, revision = reference.removeprefix("hf:").partition("@") if hub else (reference, "", "")
     where = name if hub else str(Path(name).expanduser().resolve())
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where, revision=revision or None)
-        model: Any = AutoModelForCausalLM.from_pretrained(where, revision=revision or None, dtype=DTYPES[dtype])
+        with translated(reference, "opened"):
+            revision = model_commit(name, revision) if hub else ""
+            tokenizer = AutoTokenizer.from_pretrained(where, revision=revision or None)
+            model: Any = AutoModelForCausalLM.from_pretrained(where, revision=revision or None, dtype=DTYPES[dtype])
     except (OSError, ValueError, ImportError) as e:
         raise UnavailableError(
             f"{reference} cannot be opened: {str(e).splitlines()[0]}",
             "check the name, the revision and the network, or use embedded:smollm2-135m-q4_1",
         ) from e
-    commit = getattr(model.config, "_commit_hash", None)
-    revision = str(commit or revision or "main") if hub else weights_sha256(model)
+    revision = revision or weights_sha256(model)
     return LanguageModel(f"hf:{name}" if hub else where, revision, model.eval().to(device), tokenizer, device)
 
 

@@ -147,8 +147,23 @@ def convert_(
 
 
 @app.command("list")
-def list_() -> None:
-    """The bundled demo checkpoints."""
+def list_(
+    text: Annotated[str, typer.Argument(help="With --releases: only references that contain this text.")] = "",
+    releases: Annotated[bool, typer.Option("--releases", help="SAELens' names of public releases instead.")] = False,
+) -> None:
+    """The bundled demo checkpoints, or SAELens' names of public releases.
+
+    Examples:
+
+      python -m bench sae list
+
+      python -m bench sae list --releases gemma-scope-2b
+    """
+    if releases:
+        from bench.releases import listing
+
+        print("\n".join(listing(text)))
+        return
     from bench import registry
 
     for name, folder in registry.demos().items():
