@@ -208,6 +208,13 @@ SINGLE: dict[str, Case] = {
     "overcomplete jump": Case(lambda d: overcomplete(d, thresholds=LOG), lambda: jump(pre(X, False), T), lambda f: f @ DICTIONARY),
     "overcomplete topk": Case(overcomplete, lambda: top(pre(X, False)), lambda f: f @ DICTIONARY, Given(k=K)),
     "overcomplete batchtopk": Case(overcomplete, lambda: jump(pre(X, False), 0.3), lambda f: f @ DICTIONARY, Given(threshold=0.3)),
+    "overcomplete untied": Case(lambda d: overcomplete(d, "untied"), lambda: top(X @ P["W_enc"]), lambda f: f @ DICTIONARY, Given(k=K)),
+    "overcomplete tied": Case(
+        lambda d: overcomplete(d, "tied", **{"encoder.bias": P["b_enc"]}),
+        lambda: top(X @ DICTIONARY.T + P["b_enc"]),
+        lambda f: f @ DICTIONARY,
+        Given(k=K),
+    ),
     "overcomplete archetypes": Case(archetypal, lambda: top(pre(X, False)), archetypes, Given(k=K)),
     "overcomplete pursuit": Case(
         lambda d: overcomplete(d, encoder=False, **{"dictionary.multiplier": torch.tensor(0.0)}),

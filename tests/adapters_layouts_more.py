@@ -176,9 +176,14 @@ def saev(folder: Path, cls: str, header: dict[str, Any] | None = None, **more: A
     return folder / "sae.pt"
 
 
-def overcomplete(folder: Path, encoder: bool = True, **more: Any) -> Path:
+def overcomplete(folder: Path, encoder: bool | str = True, **more: Any) -> Path:
+    """`encoder`: "untied" and "tied" are the two that the library offers beside its first."""
     state = tensors(**{"dictionary._weights": EXACT_ROWS, "dictionary.multiplier": torch.tensor(0.25)} | more)
-    if encoder:
+    if encoder == "untied":
+        state |= tensors(**{"encoder.weight": P["W_enc"].T})
+    elif encoder == "tied":
+        state = {k.replace("dictionary.", "encoder.tied_to."): v.clone() for k, v in state.items() if k.startswith("dictionary.")} | state
+    elif encoder:
         state |= tensors(**{"encoder.final_block.0.weight": P["W_enc"].T, "encoder.final_block.0.bias": P["b_enc"]})
     return pt(folder, "overcomplete.pt" if encoder else "mpsae.pt", state)
 

@@ -32,6 +32,7 @@ from tests.adapters_cases import SUPPORTED
 from tests.adapters_cases_more import MORE
 from tests.adapters_layouts import D_IN, D_SAE, FOUR, SCALE, K, P, X, dl, gemma, lens, linear, tensors
 from tests.adapters_layouts_more import (
+    EXACT_ROWS,
     LOG,
     archetypal,
     bart,
@@ -98,6 +99,12 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], Given, str, str]] = {
     "overcomplete": (overcomplete, Given(), "same file", "--k"),
     "overcomplete Q": (lambda d: overcomplete(d, Q=np.zeros(4)), GIVEN_K, "QSAE", "another"),
     "overcomplete rows": (lambda d: overcomplete(d, **{"dictionary._weights": P["W_dec"]}), GIVEN_K, "unit norm", "training"),
+    "overcomplete tied to another": (
+        lambda d: overcomplete(d, "tied", **{"encoder.tied_to._weights": -EXACT_ROWS}),
+        GIVEN_K,
+        "encoder.tied_to._weights is not the dictionary",
+        "again",
+    ),
     "overcomplete batch norm": (
         lambda d: overcomplete(d, **{"encoder.final_block.1.weight": P["b_enc"]}),
         GIVEN_K,

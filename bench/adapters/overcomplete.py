@@ -13,6 +13,7 @@ from bench.adapters import Given
 from bench.adapters.build import batch_threshold, count, inclusive, name_of, precision
 from bench.adapters.files import only, read_pt, take, weights_file
 from bench.adapters.overcomplete_dictionary import ARCHETYPES, ROWS, SCALE, rows
+from bench.adapters.overcomplete_encoder import LOG, encoder, encoder_names
 from bench.errors import CheckpointError
 from bench.sae.activations import Activation, TopK
 from bench.sae.checkpoint import Form, Loaded
@@ -20,7 +21,6 @@ from bench.sae.dense import DenseSAE
 from bench.sae.greedy import Greedy, GreedySAE
 
 FORMAT = "overcomplete"
-_ENCODER, _LOG = "encoder.final_block.0", "thresholds"
 _MP = re.compile(r"(?<![a-z])mp(?![a-z])|(?<!o)mpsae|^matching", re.IGNORECASE)
 _OMP = re.compile(r"(?<![a-z])omp(?![a-z])|ompsae|orthogonal", re.IGNORECASE)
 
@@ -40,15 +40,15 @@ def load(path: Path, given: Given) -> Loaded:
     state = read_pt(file.parent, file.name)
     if "Q" in state:
         raise CheckpointError("QSAE rounds its codes to learned levels, which is not supported", "give another SAE")
-    encoder = (f"{_ENCODER}.weight", f"{_ENCODER}.bias", _LOG) if any(k.startswith("encoder.") for k in state) else ()
-    only(state, *((ROWS,) if ROWS in state else ARCHETYPES), SCALE, *encoder)
+    names = encoder_names(state)
+    only(state, *((ROWS,) if ROWS in state else ARCHETYPES), SCALE, *names)
     W_dec = rows(state)
     d_sae, d_in = W_dec.shape
     odd = ("the file names neither model nor hook", *precision(state.get(ROWS)))
     zeros = torch.zeros(d_in)
-    if encoder:
+    if names:
         act, kind = _activation(state, given, d_sae)
-        W_enc, b_enc = take(state, encoder[0], (d_sae, d_in)).T.contiguous(), take(state, encoder[1], (d_sae,))
+        W_enc, b_enc = encoder(state, names, W_dec)
         sae: Form = DenseSAE(W_enc, b_enc, W_dec, zeros, zeros, act)
     else:
         near = file.absolute().parts[-3:]
@@ -62,8 +62,8 @@ def load(path: Path, given: Given) -> Loaded:
 
 def _activation(state: Mapping[str, Any], given: Given, d_sae: int) -> tuple[Activation, str]:
     """JumpSAE is clear; the other classes have one file. Thresholds are passed at equality."""
-    if _LOG in state:
-        return inclusive(take(state, _LOG, (d_sae,)).exp()), "jump"
+    if LOG in state:
+        return inclusive(take(state, LOG, (d_sae,)).exp()), "jump"
     if given.k is not None:
         return TopK(count(None, given, d_sae)), "topk"
     if given.threshold is not None:
