@@ -40,23 +40,23 @@ WORDS, PREFIXES, PROMPT = 10_000, 20, 88  # eleven lines of about eight tokens
 
 def cosines(s: Size, rate: float) -> None:
     w, found = torch.from_numpy(s.rows), {}
-    theirs, ours = race(lambda: found.update(a=calculate_max_cosine_sim(w.T)), lambda: found.update(b=cosine.nearest_cosine(w)), repeats=3)
+    calls = (lambda: found.update(a=calculate_max_cosine_sim(w.T)), lambda: found.update(b=cosine.nearest_cosine(w)))
+    theirs, ours = race(*calls, repeats=3)
     floor, gap = s.d_sae**2 * D_IN / rate, float((found["a"] - found["b"]).abs().max())
     note = f"{ours / floor:.1f} × the floor (theirs {theirs / floor:.1f}); differ by {gap:.0e}"
-    row("nearest cosine, all pairs", s, (theirs, ours), "≥ 3×", note)
+    row("nearest cosine, all pairs", s, (theirs, ours), "≥ 3×", note, calls)
 
 
 def encoding(s: Size, rate: float, n: int = 4096) -> None:
     x = gaussian(n)
     t, kept = torch.from_numpy(x), {}
-    dense, lens, ours = race(
-        lambda: s.theirs.encode(t), lambda: s.lens.encode(t), lambda: kept.update(codes=s.ours.encode_sparse(x)), repeats=3
-    )
+    calls = (lambda: s.theirs.encode(t), lambda: s.lens.encode(t), lambda: kept.update(codes=s.ours.encode_sparse(x)))
+    dense, lens, ours = race(*calls, repeats=3)
     codes, floor = kept["codes"], 2 * n * D_IN * s.d_sae / rate
     held = n * s.d_sae * 4 / sum(v.nbytes for v in codes.arrays().values())
     note = f"{ours / floor:.1f} × the floor; the codes themselves take {held:.0f} × less memory"
-    row("encode, against SAEBench's JumpReLU", s, (dense, ours), "", f"{n:,} tokens, L0 {codes.l0().mean():.0f}")
-    row("encode, against SAELens' JumpReLU", s, (lens, ours), "≥ 2.2×", note)
+    row("encode, against SAEBench's JumpReLU", s, (dense, ours), "", f"{n:,} tokens, L0 {codes.l0().mean():.0f}", calls[::2])
+    row("encode, against SAELens' JumpReLU", s, (lens, ours), "≥ 2.2×", note, calls[1:])
 
 
 def memory(s: Size) -> None:
@@ -65,7 +65,8 @@ def memory(s: Size) -> None:
     x = gaussian(n)
     t = torch.from_numpy(x)
     theirs, ours = (peak_mib(call) for call in (lambda: s.theirs.encode(t), lambda: s.ours.encode_sparse(x)))
-    print(f"| encode, peak memory (MiB) | {s.d_sae:,} | {theirs:,.0f} | {ours:,.0f} | **{theirs / ours:.0f}×** | ≥ 100× | {n:,} tokens |")
+    ratio = f"memory **{theirs / ours:.0f}×** | ≥ 100×"
+    print(f"| encode, memory alone | {s.d_sae:,} | | | {ratio} | {theirs:,.1f} | {ours:,.1f} | {n:,} tokens |")
 
 
 def pooled(s: Size, x: np.ndarray) -> Codes:
@@ -108,11 +109,12 @@ def grid(s: Size, n: int = 2000, held: int = 500) -> None:
     probing_time = race(theirs, ours)
     gap = abs(np.mean(found["ours"]) - np.mean(found["theirs"]))
     note = f"{n} + {n} rows; mean accuracy differs by {100 * gap:.1f} points (other negatives, standardised)"
-    row("k-sparse probes, 7 k × 5 classes", s, probing_time, "≥ 30×", note)
+    row("k-sparse probes, 7 k × 5 classes", s, probing_time, "≥ 30×", note, (theirs, ours))
     x = gaussian(CLASSES, DOCUMENTS, TOKENS)
     documents = {n: torch.from_numpy(v) for n, v in zip(NAMES, x, strict=True)}
-    pooling = race(lambda: get_sae_meaned_activations(documents, s.theirs, 125), lambda: pooled(s, x), repeats=3)
-    row("pooled codes of documents", s, pooling, "", f"{x.size // D_IN:,} tokens")
+    calls = (lambda: get_sae_meaned_activations(documents, s.theirs, 125), lambda: pooled(s, x))
+    pooling = race(*calls, repeats=3)
+    row("pooled codes of documents", s, pooling, "", f"{x.size // D_IN:,} tokens", calls)
     scale = len(label) / (CLASSES * DOCUMENTS)
     both = tuple(a + scale * b for a, b in zip(probing_time, pooling, strict=True))
     row("**sparse probing whole, without the language model**", s, both, "", f"{len(label):,} documents of {TOKENS} tokens")
@@ -152,9 +154,16 @@ def ablations(s: Size, rate: float, lm: float) -> None:
     effects = race(their_effects, our_effects, repeats=3)
     cell, ours = race(their_cell, our_grid, repeats=4)
     gap, floor = float(np.abs(found["ours"][SIZES.index(100)] - found["theirs"]).max()), 2 * test.size * s.d_sae / rate
-    row("TPP, SCR: effects of latents", s, effects, "", f"{train.size // D_IN:,} tokens; theirs encodes rows again for each class")
+    row(
+        "TPP, SCR: effects of latents",
+        s,
+        effects,
+        "",
+        f"{train.size // D_IN:,} tokens; theirs encodes rows again for each class",
+        (their_effects, our_effects),
+    )
     note = f"theirs = {CELLS} × one cell of {cell:.3g} s; ours {ours / floor:.1f} × the floor; logits differ by {gap:.0e}"
-    row("TPP: ablation grid, 5 classes × 7 N", s, (CELLS * cell, ours), "≥ 100×", note)
+    row("TPP: ablation grid, 5 classes × 7 N", s, (CELLS * cell, ours), "≥ 100×", note, (their_cell, our_grid))
     six, distinct = 6 / CLASSES, 3 / CLASSES  # sets of two attributes and their mixture; each text is in two of them
     scaled = (six * 3 * len(SIZES) * cell, distinct * ours)
     row(
@@ -206,12 +215,13 @@ def absorptions(s: Size, rate: float, lm: float, n: int = 2000) -> None:
         projection = np.einsum("nd,nd->n", x, directions[letter])
         found["ours"] = absorption.absorbed(codes, projection, letter, s.rows @ directions.T, main).fraction
 
-    given, they, encode, we = race(lambda: theirs(stand_in), lambda: theirs(s.theirs), lambda: s.ours.encode_sparse(x), score)
+    calls = (lambda: theirs(stand_in), lambda: theirs(s.theirs), lambda: s.ours.encode_sparse(x), score)
+    given, they, encode, we = race(*calls)
     gap, floor = float(np.abs(found["ours"] - found["theirs"]).max()), 2 * n * D_IN * s.d_sae / rate
     note = f"differ by {gap:.0e}; mean fraction {found['ours'].mean():.2f}"
-    row(f"absorption scores of {n:,} words, codes given", s, (given, we), "", note)
+    row(f"absorption scores of {n:,} words, codes given", s, (given, we), "", note, calls[::3])
     note = f"ours {(encode + we) / floor:.1f} × the floor, theirs {they / floor:.1f}"
-    row(f"absorption scores of {n:,} words, encoding included", s, (they, encode + we), "", note)
+    row(f"absorption scores of {n:,} words, encoding included", s, (they, encode + we), "", note, (calls[1], lambda: (calls[2](), score())))
     whole_absorption(s, they, lm)
 
 
@@ -272,8 +282,9 @@ def main() -> None:
     packages = ", ".join(f"{p} {version(p)}" for p in ("sae-bench", "sae-lens", "torch", "numpy", "scikit-learn"))
     print(f"{packages}. CPU seconds, one thread; load {os.getloadavg()[0]:.1f} at the start.")
     print(f"Floor: the products that cannot be avoided, at the best rate measured here, {rate / 1e9:.0f} GFLOP/s.")
-    print(f"Language model: half of 135M parameters, {lm:.0f} tokens per CPU second, taken for both sides.\n")
-    print("| stage | d_sae | SAEBench s | ours s | ratio | goal | notes |\n|---|---|---|---|---|---|---|")
+    print(f"Language model: half of 135M parameters, {lm:.0f} tokens per CPU second, taken for both sides.")
+    print("Memory: MiB that one call takes at its peak beyond what was there before.\n")
+    print("| stage | d_sae | SAEBench s | ours s | ratio | goal | SAEBench MiB | ours MiB | notes |\n|---|---|---|---|---|---|---|---|---|")
     for s in (Size(4608, 32), Size(16384, 64)):
         cosines(s, rate)
         encoding(s, rate)

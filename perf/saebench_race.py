@@ -113,7 +113,17 @@ def lm_rate() -> float:
     return 8 * TOKENS / race(lambda: model(ids))[0]
 
 
-def row(stage: str, s: Size, seconds: tuple[float, float], goal: str, note: str) -> None:
-    """One line of the table: SAEBench's seconds, ours, their ratio."""
+def row(
+    stage: str,
+    s: Size,
+    seconds: tuple[float, float],
+    goal: str,
+    note: str,
+    calls: tuple[Callable[[], object], Callable[[], object]] | None = None,
+) -> None:
+    """One line of the table: SAEBench's seconds, ours, their ratio; and the memory of both at its peak where the calls are given."""
     theirs, ours = seconds
-    print(f"| {stage} | {s.d_sae:,} | {theirs:,.3g} | {ours:,.3g} | **{theirs / ours:.3g}×** | {goal} | {note} |", flush=True)
+    with silence():
+        peaks = [f"{peak_mib(call):,.1f}" for call in calls] if calls else ["", ""]
+    line = [stage, f"{s.d_sae:,}", f"{theirs:,.3g}", f"{ours:,.3g}", f"**{theirs / ours:.3g}×**", goal, *peaks, note]
+    print(f"| {' | '.join(line)} |", flush=True)
