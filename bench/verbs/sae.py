@@ -72,10 +72,7 @@ def check(
         _print_sanity(found.sanity, found.place)
     else:
         print(f"\nnot tried on activations: {found.not_tried}")
-    flags = [f"--lm {lm or 'NAME'}"] * (lm is not None or not found.facts["model"])
-    flags += [f"--hook {hook or 'HOOK'}"] * (hook is not None or not found.facts["hook"])
-    flags += [f"--{n.replace('_', '-')} {v}" for n, v in values.items() if n in ("k", "threshold", "norm_scale") and v is not None]
-    print("\n" + " ".join([f"next: python -m bench run --sae {reference}", *flags, "--suite smoke"]))
+    print(f"\nnext: python -m bench run --sae {reference}{_flags(found.facts, values)} --suite smoke")
 
 
 @app.command("info")
@@ -169,6 +166,13 @@ def list_(
     for name, folder in registry.demos().items():
         facts = json.loads((folder / "sae.json").read_text())
         print(f"demo:{name:<12} {facts['lm']}  {facts['hook']}")
+
+
+def _flags(facts: dict[str, Any], values: dict[str, Any]) -> str:
+    """The flags of `run` that were given here, and those it will ask for."""
+    asked = {"lm": None if facts["model"] else "NAME", "hook": None if facts["hook"] else "HOOK"}
+    flags = {n: values[n] if values[n] is not None else asked.get(n) for n in ("lm", "hook", "k", "threshold", "norm_scale")}
+    return "".join(f" --{n.replace('_', '-')} {v}" for n, v in flags.items() if v is not None)
 
 
 def _print_card(facts: dict[str, Any]) -> None:
