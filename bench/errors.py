@@ -4,6 +4,20 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+_LONGEST = 2000  # characters of a cause or remedy; names and values from other people's files are among them
+
+
+def one_line(text: object, most: int = _LONGEST) -> str:
+    """Text on one line that does nothing to a terminal: what cannot be printed is spelled out, the middle of long text left out.
+
+    Control characters could move the cursor or change what stands on the screen, marks of direction could reorder it, and
+    half of a surrogate pair could not be written at all.
+    """
+    line = " ".join(str(text).split())
+    if len(line) > most:
+        line = f"{line[: most // 2]} … {line[-most // 4 :]}"
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
 
 class BenchError(Exception):
     """Base of every error the suite raises on purpose.
@@ -17,9 +31,8 @@ class BenchError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, cause: str, remedy: str = "") -> None:
-        super().__init__(cause)
-        self.cause = " ".join(str(cause).split())
-        self.remedy = " ".join(str(remedy).split())
+        self.cause, self.remedy = one_line(cause), one_line(remedy)
+        super().__init__(self.cause)
 
     def __str__(self) -> str:
         return f"{self.cause} — {self.remedy}" if self.remedy else self.cause

@@ -213,7 +213,7 @@ def test_bombs_are_refused_before_they_are_unpacked(tmp_path: Path) -> None:
     zipped(dl / DL[1], {"ae/data.pkl": pickle.dumps({}, 2), "ae/data/0": zeros})
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert "declares 100 MiB" in refused(gemma).cause
-    assert "declares 100 MiB" in refused(dl).cause
+    assert "compressed" in refused(dl).cause
     buffer = io.BytesIO()
     np.lib.format.write_array_header_1_0(buffer, {"descr": "<f4", "fortran_order": False, "shape": (2**20, 2**20)})
     zipped(gemma / GEMMA[1], {"W_enc.npy": b"\x93NUMPY\x01\x00" + buffer.getvalue().removeprefix(b"\x93NUMPY\x01\x00")})

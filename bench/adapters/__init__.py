@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import importlib
-import itertools
 import math
 import os
 import pkgutil
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 from bench import progress
-from bench.errors import BenchError, CheckpointError
+from bench.errors import BenchError, CheckpointError, one_line
 from bench.sae.activations import JumpReLU
 from bench.sae.checkpoint import Loaded
 
 GROUP = "ortsae_bench.adapters"
-_DEPTH, _FOLDERS, _SHOWN = 6, 2000, 5
+_DEPTH, _FOLDERS, _FILES, _SHOWN = 6, 1000, 200, 5
 SINGLE = (".pt", ".pth", ".npz", ".safetensors")
 _SAME = 1e-4  # relative difference between thresholds that are one
+_LABEL = 200  # characters; names from a file end up in tables
 _SPELLED = "give the folder that holds the weights and their config"
 
 
@@ -106,7 +106,15 @@ def open_checkpoint(path: Path, given: Given) -> Loaded:
     except Exception as e:  # the promise of one error type must hold for plugins and for bugs of ours
         raise CheckpointError(f"the {adapter.FORMAT} checkpoint at {path} cannot be read: {type(e).__name__}: {e}", _SPELLED) from e
     _flags_used(loaded, given)
-    return loaded
+    return _printable(loaded)
+
+
+def _printable(loaded: Loaded) -> Loaded:
+    """The same, with the texts that come from the file fit for a terminal and a table."""
+    names = ("format", "architecture", "name", "lm", "hook", "normalisation")
+    texts: dict[str, Any] = {n: one_line(getattr(loaded, n), _LABEL) for n in names}
+    facts = {k: one_line(v, _LABEL) if isinstance(v, str) else v for k, v in loaded.facts.items()}
+    return replace(loaded, **texts, oddities=tuple(one_line(o) for o in loaded.oddities), facts=facts)
 
 
 def _choose(path: Path) -> Adapter | None:
@@ -122,9 +130,12 @@ def _choose(path: Path) -> Adapter | None:
 
 def _unknown(path: Path) -> CheckpointError:
     """Why nothing could be opened: several SAEs below, a known format that is not supported, or nothing known."""
+    from bench.adapters.files import inside
     from bench.adapters.impostors import in_place
     from bench.adapters.unsupported import recognise
 
+    if os.path.isfile(path):
+        inside(path.parent, path.name)  # nobody looks into a link that leaves its folder, so its reason comes first
     if below := several(path):
         shown = ", ".join(str(p.relative_to(path)) for p in below[:_SHOWN]) + (", …" if len(below) > _SHOWN else "")
         return CheckpointError(f"{path} holds no SAE itself but {len(below)} below it: {shown}", "give one of them")
@@ -147,7 +158,7 @@ def several(path: Path) -> list[Path]:
     found: list[Path] = []
     if not os.path.isdir(path) or _choose(path) is not None:
         return found
-    for seen, (folder, names, files) in enumerate(os.walk(path)):
+    for seen, (folder, names, _) in enumerate(os.walk(path)):
         if seen >= _FOLDERS:
             raise CheckpointError(f"{path} holds more than {_FOLDERS:,} folders", "give a folder further down")
         here = Path(folder)
@@ -155,10 +166,23 @@ def several(path: Path) -> list[Path]:
             found.append(here)
             names.clear()
             continue
-        single = (here / n for n in sorted(files, key=_natural) if n.endswith(SINGLE))
-        found += [p for p in itertools.islice(single, _FOLDERS) if _choose(p) is not None]
+        found += [p for p in _single_files(here) if _choose(p) is not None]
         names[:] = sorted(names, key=_natural) if len(here.relative_to(path).parts) < _DEPTH else []
     return found
+
+
+def _single_files(folder: Path) -> list[Path]:
+    """Files of a folder that could be SAEs by themselves.
+
+    Raises:
+        CheckpointError: There are too many to look into.
+    """
+    from bench.adapters.files import names_in
+
+    names = names_in(folder, SINGLE, _FILES + 1)
+    if len(names) > _FILES:
+        raise CheckpointError(f"{folder} holds more than {_FILES} files of weights", "give one of the files")
+    return [folder / n for n in sorted(names, key=_natural)]
 
 
 def _natural(name: str) -> list[tuple[bool, int, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ _STEP = re.compile(r"ae_\d+\.pt")
 def sniff(path: Path) -> bool:
     """`ae.pt` beside its config, or one saved step below it; an unreadable config is left to `load` to report."""
     if folder_of(path, "ae.pt", "config.json") is not None:
-        config = peek_json(path if path.is_dir() else path.parent, "config.json")
+        config = peek_json(path if os.path.isdir(path) else path.parent, "config.json")
         return not config or "trainer" in config
     return bool(_STEP.fullmatch(path.name)) and holds(path.parent, path.name) and holds(path.parent.parent, "config.json")
 

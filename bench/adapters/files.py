@@ -5,36 +5,28 @@ from __future__ import annotations
 import io
 import itertools
 import json
-import math
 import os
-import pickletools
 import zipfile
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from bench.adapters.bounds import bounded, plain
 from bench.adapters.impostors import stands_in
+from bench.adapters.zips import DAMAGED, PLAIN, STORED, Words, archive, check_npy, pickled
 from bench.errors import BenchError, CheckpointError
 
-MAX_BYTES = 16 * 2**30
-_MAX_RATIO = 4
-_SLACK = 64 * 2**20  # small files of zeros compress well without being bombs
-_MAX_JSON = 16 * 2**20
-_MAX_NAMES, _MAX_PEEKS = 5000, 20  # of a folder: names read, files looked into
-_NOT_NAMES = frozenset({"storage", "cpu", "cuda:0"})  # words that every pickle of tensors holds
-_MAX_PICKLE = 4 * 2**20  # a state dict's pickle holds names and shapes only
-_PICKLE_GLOBALS = frozenset(
-    {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"}
-    | {f"torch {t}Storage" for t in ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")}
-)
-DAMAGED = "the file is damaged or not what its name says: fetch or save it again"
+_MAX_JSON = 2**20
+_MAX_HEADER = 2**18  # of a safetensors file: more than a thousand tensors
+_MAX_ENTRIES, _MAX_NAMES, _MAX_PEEKS = 100_000, 5000, 20  # of a folder: entries seen, names kept, files looked into
+_NPZ = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 Shape = tuple[int | None, ...]
 
@@ -54,14 +46,14 @@ def inside(folder: Path, name: str) -> Path:
     """A file of the folder.
 
     Raises:
-        CheckpointError: It is missing, not a plain file, or a link out of the folder (the hub cache's own links to
-            its `blobs` are fine).
+        CheckpointError: It is missing, not a plain file, or a link out of the folder, in whatever part of the name (the
+            hub cache's own links to its `blobs` are fine).
     """
     with reading(folder / name):
         real, home = (folder / name).resolve(), folder.resolve()
         if not real.is_file():
             raise CheckpointError(f"{folder / name} is missing or not a plain file", "give the whole checkpoint folder")
-        caches = [a.parent.parent for a in (home, *home.parents) if a.parent.name == "snapshots"]
+        caches = [a.parent.parent for a in (home, *home.parents) if a.parent.name == "snapshots" and "--" in a.parent.parent.name]
         if not real.is_relative_to(home) and not any(real.parent == c / "blobs" for c in caches):
             raise CheckpointError(f"{folder / name} is a link that leaves its folder", "put the file itself into the folder")
         return real
@@ -72,11 +64,11 @@ def reading(path: Path) -> Generator[None]:
     """Turn whatever goes wrong while reading `path` into one `CheckpointError`."""
     try:
         yield
-    except BenchError:
-        raise
     except Exception as e:  # readers of damaged files raise a dozen unrelated classes
         if found := stands_in(path):
             raise CheckpointError(f"{path.name} {found[0]}", found[1]) from e
+        if isinstance(e, BenchError):
+            raise
         why = (str(e).strip().splitlines() or [""])[0][:160]
         raise CheckpointError(f"{path.name} cannot be read: {type(e).__name__} {why}", DAMAGED) from e
 
@@ -84,10 +76,11 @@ def reading(path: Path) -> Generator[None]:
 def read_json(folder: Path, name: str) -> dict[str, Any]:
     """A JSON object."""
     path = inside(folder, name)
-    with reading(folder / name):
-        if path.stat().st_size > _MAX_JSON:
+    with reading(folder / name), path.open("rb") as f:
+        text = f.read(_MAX_JSON + 1)
+        if len(text) > _MAX_JSON:
             raise CheckpointError(f"{name} is larger than {_MAX_JSON >> 20} MiB", DAMAGED)
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(text.decode())
     if not isinstance(found, dict):
         raise CheckpointError(f"{name} holds no JSON object", DAMAGED)
     return found
@@ -101,12 +94,32 @@ def peek_json(folder: Path, name: str) -> dict[str, Any]:
         return {}
 
 
+def first_bytes(path: Path, most: int) -> bytes:
+    """The beginning of a file that does not leave its folder; empty if there is none. Never raises."""
+    try:
+        with inside(path.parent, path.name).open("rb") as f:
+            return f.read(most)
+    except (CheckpointError, OSError):
+        return b""
+
+
 def read_safetensors(folder: Path, name: str) -> dict[str, Tensor]:
     """All tensors of a safetensors file; their declared sizes are checked against the file by the library."""
     path = inside(folder, name)
-    with reading(folder / name):
-        _bounded(name, path.stat().st_size, path.stat().st_size)
+    with reading(folder / name), path.open("rb") as f:
+        size = f.seek(0, 2)
+        bounded(name, size, f)
+        _header(f)
         return load_file(path)
+
+
+def _header(f: IO[bytes]) -> bytes:
+    """A safetensors file's header, if it is of a size that a checkpoint can need; the library allows 100 MB."""
+    f.seek(0)
+    size = int.from_bytes(f.read(8), "little")
+    if size > _MAX_HEADER:
+        raise CheckpointError(f"the file's header takes {size} bytes, more than names and shapes need", DAMAGED)
+    return f.read(size)
 
 
 def read_pt(folder: Path, name: str) -> dict[str, Any]:
@@ -117,55 +130,49 @@ def read_pt(folder: Path, name: str) -> dict[str, Any]:
     """
     path = inside(folder, name)
     with reading(folder / name), path.open("rb") as f:
-        return _read_torch(name, f, path.stat().st_size)
+        _check_torch(name, f)
+        f.seek(0)
+        return _read_torch(name, f)
 
 
 def read_headed_pt(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """A line of JSON and the dictionary of the `torch.save` archive behind it."""
     path = inside(folder, name)
-    with reading(folder / name):
-        _bounded(name, path.stat().st_size, path.stat().st_size)
-        with path.open("rb") as f:
-            header, rest = json.loads(f.readline(_MAX_JSON)), f.read()
+    with reading(folder / name), path.open("rb") as f:
+        header = json.loads(line := f.readline(_MAX_JSON))
         if not isinstance(header, dict):
             raise CheckpointError(f"the first line of {name} holds no JSON object", DAMAGED)
-        return header, _read_torch(name, io.BytesIO(rest), len(rest))
+        _check_torch(name, f, len(line))
+        f.seek(len(line))
+        return header, _read_torch(name, io.BytesIO(f.read()))
 
 
-def _read_torch(name: str, file: io.BufferedReader | io.BytesIO, size: int) -> dict[str, Any]:
-    with zipfile.ZipFile(file) as z:
-        _check_zip(name, z, size)
-        for foreign in _pickle_globals(z) - _PICKLE_GLOBALS:
-            raise CheckpointError(f"{name} holds Python objects ({foreign}), which only running its code would read", _PLAIN)
-    file.seek(0)
+def _check_torch(name: str, file: IO[bytes], start: int = 0) -> None:
+    """Everything that is refused before torch sees the file."""
+    with archive(name, file, start) as z:
+        bounded(name, sum(m.file_size for m in z.infolist()), file)
+        for foreign in pickled(z).foreign:
+            raise CheckpointError(f"{name} holds Python objects ({foreign}), which only running its code would read", PLAIN)
+
+
+def _read_torch(name: str, file: io.BufferedReader | io.BytesIO) -> dict[str, Any]:
     found = torch.load(file, map_location="cpu", weights_only=True)
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{name} holds no dictionary of tensors", _PLAIN)
-    return _plain(name, found)
-
-
-def _plain(name: str, found: Mapping[object, Any]) -> dict[str, Any]:
-    """A dictionary with text keys and tensors that are stored whole, and the dictionaries in it likewise."""
-    if not all(isinstance(k, str) for k in found):
-        raise CheckpointError(f"{name} holds no dictionary of tensors", _PLAIN)
-    if any(isinstance(t, Tensor) and t.numel() * t.element_size() > t.untyped_storage().nbytes() for t in found.values()):
-        raise CheckpointError(f"a tensor of {name} claims more numbers than are stored", DAMAGED)
-    plain = {str(k): _plain(name, v) if isinstance(v, dict) else v for k, v in found.items()}
-    return {k.removeprefix("_orig_mod."): v for k, v in plain.items()}  # the prefix is left by torch.compile
-
-
-_PLAIN = "save the state dict alone: torch.save(sae.state_dict(), path)"
+    state = plain(name, found)
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{name} holds no dictionary of tensors", PLAIN)
+    return state
 
 
 def read_npz(folder: Path, name: str) -> dict[str, Tensor]:
     """All arrays of an `.npz` file, without pickles."""
     path = inside(folder, name)
-    with reading(folder / name):
-        with zipfile.ZipFile(path) as z:
-            _check_zip(name, z, path.stat().st_size)
+    with reading(folder / name), path.open("rb") as f:
+        with archive(name, f, methods=_NPZ) as z:
+            bounded(name, sum(m.file_size for m in z.infolist()), f)
             for member in z.infolist():
-                _check_npy(z, member)
-        with np.load(path, allow_pickle=False) as z:
+                check_npy(z, member)
+        f.seek(0)
+        with np.load(f, allow_pickle=False) as z:
             return {k: torch.from_numpy(np.ascontiguousarray(z[k])) for k in z.files}
 
 
@@ -208,85 +215,55 @@ def only(tensors: Mapping[str, object], *known: str) -> None:
         raise CheckpointError(why, "this variant of the format is not supported: give another SAE")
 
 
+def names_in(folder: Path, suffixes: tuple[str, ...] = ("",), most: int = _MAX_NAMES) -> list[str]:
+    """Sorted names of a folder's plain files with one of the suffixes, up to so many; empty if it cannot be read. Never raises."""
+    try:
+        with os.scandir(folder) as entries:
+            seen = itertools.islice(entries, _MAX_ENTRIES)
+            return sorted(e.name for e in itertools.islice((e for e in seen if e.name.endswith(suffixes) and e.is_file()), most))
+    except OSError:
+        return []
+
+
 def weights_file(path: Path, suffixes: tuple[str, ...], wanted: Callable[[frozenset[str]], bool]) -> Path | None:
     """The path itself, or the only file of the folder, whose tensor names are wanted; never raises."""
-    try:
-        if os.path.isdir(path):
-            with os.scandir(path) as entries:
-                names = sorted(e.name for e in itertools.islice(entries, _MAX_NAMES) if e.name.endswith(suffixes))
-            files = [path / n for n in names[:_MAX_PEEKS]]
-        else:
-            files = [path] if path.name.endswith(suffixes) else []
-        found = [f for f in files if wanted(peek_keys(f))]
-    except OSError:
-        return None
+    if os.path.isdir(path):
+        files = [path / n for n in names_in(path, suffixes)[:_MAX_PEEKS]]
+    else:
+        files = [path] if path.name.endswith(suffixes) else []
+    found = [f for f in files if os.path.isfile(f) and wanted(peek_keys(f))]
     return found[0] if len(found) == 1 else None
 
 
 def peek_keys(path: Path) -> frozenset[str]:
     """Tensor names of a safetensors or npz file, or all strings of a pt file's pickle; empty if unreadable. Never raises."""
+    return _peek(path).names
+
+
+def foreign_names(path: Path) -> tuple[str, ...]:
+    """What a pt file's pickle would import that no state dict needs; empty if unreadable. Never raises."""
+    return _peek(path).foreign
+
+
+def peek_ranks(path: Path) -> frozenset[int]:
+    """Numbers of dimensions of a safetensors file's tensors; empty for other files. Never raises."""
+    return _peek(path).ranks
+
+
+def _peek(path: Path) -> Words:
     try:
         facts = os.stat(path)
-        return _peeked(path, facts.st_mtime_ns, facts.st_size, facts.st_ino) if os.path.isfile(path) else frozenset()
+        return _peeked(path, facts.st_mtime_ns, facts.st_size, facts.st_ino)
     except Exception:  # a peek decides nothing but which reader will report the damage
-        return frozenset()
+        return Words()
 
 
 @lru_cache(maxsize=64)
-def _peeked(path: Path, *_: int) -> frozenset[str]:
-    if path.suffix == ".safetensors":
-        with path.open("rb") as f:
-            size = int.from_bytes(f.read(8), "little")
-            return frozenset(json.loads(f.read(min(size, _MAX_JSON)))) - {"__metadata__"}
-    with zipfile.ZipFile(path) as z:
-        if path.suffix == ".npz":
-            return frozenset(n.removesuffix(".npy") for n in z.namelist())
-        words = {str(arg) for op, arg, _ in pickletools.genops(_pickle(z)) if isinstance(arg, str) and op.name != "GLOBAL"}
-    return frozenset(w.removeprefix("_orig_mod.") for w in words if w not in _NOT_NAMES and not w.isdigit())
-
-
-def foreign_names(path: Path) -> set[str]:
-    """What a pt file's pickle would import that no state dict needs; empty if unreadable. Never raises."""
-    try:
-        with zipfile.ZipFile(path) as z:
-            return _pickle_globals(z) - _PICKLE_GLOBALS
-    except Exception:  # naming a format is a courtesy; damage is reported elsewhere
-        return set()
-
-
-def _bounded(name: str, declared: int, size: int) -> None:
-    if declared > MAX_BYTES or declared > max(_MAX_RATIO * size, _SLACK):
-        raise CheckpointError(f"{name} declares {declared / 2**20:.0f} MiB in a file of {size / 2**20:.0f} MiB", DAMAGED)
-
-
-def _check_zip(name: str, z: zipfile.ZipFile, size: int) -> None:
-    names = z.namelist()
-    if len(set(names)) != len(names) or any(n.startswith(("/", "\\")) or ".." in n.replace("\\", "/").split("/") for n in names):
-        raise CheckpointError(f"{name} holds members with repeated names or names that leave the archive", DAMAGED)
-    _bounded(name, sum(m.file_size for m in z.infolist()), size)
-
-
-def _check_npy(z: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
-    """NumPy allocates what the header says before it reads; so the header is compared with the member's size first."""
-    with z.open(member) as f:
-        version = np.lib.format.read_magic(f)
-        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = header(f)
-    if dtype.hasobject or math.prod(shape) * dtype.itemsize > member.file_size:
-        raise CheckpointError(f"array {member.filename} holds Python objects or is shorter than it says", DAMAGED)
-
-
-def _pickle(z: zipfile.ZipFile) -> bytes:
-    members = [m for m in z.infolist() if m.filename.split("/")[-1] == "data.pkl"]
-    if len(members) != 1 or members[0].file_size > _MAX_PICKLE:
-        raise CheckpointError("not a torch.save archive with one small data.pkl", _PLAIN)
-    return z.read(members[0])
-
-
-def _pickle_globals(z: zipfile.ZipFile) -> set[str]:
-    """Every name the pickle would import; names built on its stack are not followed, only refused."""
-    names: set[str] = set()
-    for op, arg, _ in pickletools.genops(_pickle(z)):
-        if op.name in ("GLOBAL", "STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"):
-            names.add(str(arg) if op.name == "GLOBAL" else op.name)
-    return names
+def _peeked(path: Path, *_: int) -> Words:
+    with inside(path.parent, path.name).open("rb") as f:
+        if path.suffix == ".safetensors":
+            header = json.loads(_header(f))
+            shapes = [v.get("shape") for k, v in header.items() if k != "__metadata__" and isinstance(v, dict)]
+            return Words(frozenset(header) - {"__metadata__"}, ranks=frozenset(len(s) for s in shapes if isinstance(s, list)))
+        with archive(path.name, f, methods=_NPZ if path.suffix == ".npz" else STORED) as z:
+            return Words(frozenset(n.removesuffix(".npy") for n in z.namelist())) if path.suffix == ".npz" else pickled(z)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ _NAMES = ("w_enc", "w_dec", "b_enc", "b_dec", "threshold")
 
 def _weights(path: Path) -> Path | None:
     """`params.safetensors` whatever its state, or another file with the five names."""
-    if path.name == _CONFIG or (path.is_dir() and holds(path, _WEIGHTS)):
+    if path.name == _CONFIG or (os.path.isdir(path) and holds(path, _WEIGHTS)):
         path = (path.parent if path.name == _CONFIG else path) / _WEIGHTS
     if path.name == _WEIGHTS:
         return path if holds(path.parent, _WEIGHTS) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from pathlib import Path
 
@@ -15,6 +16,8 @@ _MOST = 1000  # files of a folder
 
 def stands_in(path: Path) -> tuple[str, str] | None:
     """What lies in the place of a file, and how to get the file; None where it may be what its name says. Never raises."""
+    if not os.path.isfile(path):  # opening a pipe would wait for somebody to write
+        return None
     try:
         with path.open("rb") as f:
             head = f.read(_HEAD).lstrip()

@@ -47,8 +47,8 @@ def chosen(path: Path, folder: Path) -> tuple[str, tuple[str, ...]]:
 def tensors_of(folder: Path, name: str) -> dict[str, Tensor]:
     """The state of a weights file; `.pt` files hold it under `sae`."""
     if name.endswith(".safetensors"):
-        return read_safetensors(folder / Path(name).parent, Path(name).name)
-    state = read_pt(folder / Path(name).parent, Path(name).name).get("sae")
+        return read_safetensors(folder, name)
+    state = read_pt(folder, name).get("sae")
     if not isinstance(state, dict):
         raise CheckpointError(f"{name} holds no state under 'sae'", DAMAGED)
     return {k: v for k, v in state.items() if isinstance(v, Tensor)}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bench.adapters import Given
 from bench.adapters.build import batch_threshold, count, four, name_of, precision, word
-from bench.adapters.files import DAMAGED, read_headed_pt, take
+from bench.adapters.files import DAMAGED, first_bytes, names_in, read_headed_pt, take
 from bench.errors import CheckpointError
 from bench.sae.activations import Activation, ReLU, SignedTopK
 from bench.sae.checkpoint import Loaded
@@ -20,22 +20,20 @@ from bench.sae.dense import DenseSAE
 FORMAT = "saev"
 _THRESHOLD = "activation.threshold"
 _SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
-_LINE = 2**20
+_LINE, _MOST = 2**20, 200
 
 
 def _weights(path: Path) -> Path | None:
     """The path, or the only file of the folder, that begins like this format; never raises."""
-    try:
-        files = [path] if os.path.isfile(path) else [f for f in path.iterdir() if f.is_file()][:200]
-        found = [f for f in files if f.suffix in _SUFFIXES and _begins(f)]
-    except (OSError, ValueError):
-        return None
+    files = [path / n for n in names_in(path, _SUFFIXES)[:_MOST]] if os.path.isdir(path) else [path]
+    found = [f for f in files if f.suffix in _SUFFIXES and _begins(f)]
     return found[0] if len(found) == 1 else None
 
 
 def _begins(file: Path) -> bool:
-    with file.open("rb") as f:
-        return f.read(1) == b"{" and f.readline(_LINE).endswith(b"\n") and f.read(2) == b"PK"
+    if first_bytes(file, 1) != b"{":
+        return False
+    return first_bytes(file, _LINE).partition(b"\n")[2].startswith(b"PK")
 
 
 def sniff(path: Path) -> bool:

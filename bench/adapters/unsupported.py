@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
 
-from bench.adapters.files import foreign_names, holds, peek_json, peek_keys
+from bench.adapters.files import first_bytes, foreign_names, holds, names_in, peek_json, peek_keys, peek_ranks
 
-_MAX_NAMES = 5000
+_WEIGHTS = (".safetensors", ".npz", ".pt", ".pth")
+_MAX_PEEKS = 200  # files of a folder that are looked into
 _BY_TENSORS: tuple[tuple[frozenset[str], str], ...] = (
     (frozenset({"W_E", "b_E", "W_D"}), "llamascopium weights without the config.json that says how to use them"),
     (frozenset({"encoder.weight", "log_jumprelu_threshold"}), "lm-saes weights without the config.json that says how to use them"),
@@ -36,15 +36,16 @@ def recognise(path: Path) -> str | None:
     """A phrase for what is at `path`, or None. Never raises, never executes anything."""
     is_folder = os.path.isdir(path)
     folder = path if is_folder else path.parent
-    files = _names(path) if is_folder else [path.name]
-    by_tensors = next((phrase for n in files if (phrase := _by_tensors(folder / n))), None)
+    files = names_in(path) if is_folder else [path.name]
+    weights = [n for n in files if n.endswith(_WEIGHTS)][:_MAX_PEEKS]
+    by_tensors = next((phrase for n in weights if (phrase := _by_tensors(folder / n))), None)
     if by_tensors:
         return by_tensors
     if is_folder and (kind := peek_json(folder, "config.json").get("sae_type")) not in (None, "sae"):
         return f"an OpenMOSS {kind}, not an SAE"
     if any(os.path.isdir(folder / n) for n in ("sae_weights.dcp", "checkpoints/final.dcp")):
         return "a distributed checkpoint (.dcp), whose metadata only running code would read: save it as safetensors"
-    if is_folder and _mentions(folder / "config.yaml", b"feature_input_hook"):
+    if is_folder and b"feature_input_hook" in first_bytes(folder / "config.yaml", 2**16):
         return "a set of transcoders (config.yaml says feature_input_hook), not an SAE"
     for names, phrase in _BY_FILES:
         if holds(folder, *names) and (is_folder or path.name in names):
@@ -60,49 +61,15 @@ def recognise(path: Path) -> str | None:
 
 
 def _by_tensors(path: Path) -> str | None:
-    if path.suffix not in (".safetensors", ".npz", ".pt", ".pth") or not os.path.isfile(path):
+    if not os.path.isfile(path):
         return None
     keys = peek_keys(path)
-    if path.suffix in (".pt", ".pth") and not keys and _is_pickle(path):
+    if path.suffix in (".pt", ".pth") and first_bytes(path, 1) == b"\x80":
         return _PICKLED[0]
     if _TRANSCODERS[0].fullmatch(path.name) and keys >= _TRANSCODERS[1]:
         return "a transcoder of a set, one file for each layer, not an SAE"
-    if path.suffix in (".pt", ".pth") and (foreign := sorted(foreign_names(path))):
+    if path.suffix in (".pt", ".pth") and (foreign := foreign_names(path)):
         return f"{_PICKLED[0]} (it names {foreign[0]})"
-    if any(re.fullmatch(r"W_(enc|dec)_\d+", k) for k in keys) or any(n == 3 for n in _ranks(path)):
+    if any(re.fullmatch(r"W_(enc|dec)_\d+", k) for k in keys) or 3 in peek_ranks(path):
         return "a crosscoder or cross-layer transcoder, not an SAE of one site"
     return next((phrase for signature, phrase in _BY_TENSORS if signature <= keys), None)
-
-
-def _ranks(path: Path) -> list[int]:
-    """Dimensions of each tensor of a safetensors file."""
-    try:
-        with path.open("rb") as f:
-            header = json.loads(f.read(min(int.from_bytes(f.read(8), "little"), 2**24))) if path.suffix == ".safetensors" else {}
-        return [len(v["shape"]) for k, v in header.items() if k != "__metadata__"]
-    except Exception:  # naming a format is a courtesy; damage is reported elsewhere
-        return []
-
-
-def _mentions(path: Path, text: bytes) -> bool:
-    try:
-        return os.path.isfile(path) and text in path.read_bytes()[: 2**16]
-    except OSError:
-        return False
-
-
-def _is_pickle(path: Path) -> bool:
-    """Whether the file is a bare pickle, as `torch.save` wrote them before 2020 and `pickle.dump` does."""
-    try:
-        with path.open("rb") as f:
-            return f.read(1) == b"\x80"
-    except OSError:
-        return False
-
-
-def _names(folder: Path) -> list[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(e.name for _, e in zip(range(_MAX_NAMES), entries, strict=False) if e.is_file())
-    except OSError:
-        return []

@@ -277,8 +277,10 @@ def load(reference: str, device: str = "cpu", dtype: str = "float32") -> Languag
     try:
         with translated(reference, "opened"):
             revision = model_commit(name, revision) if hub else ""
-            tokenizer = AutoTokenizer.from_pretrained(where, revision=revision or None)
-            model: Any = AutoModelForCausalLM.from_pretrained(where, revision=revision or None, dtype=DTYPES[dtype])
+            tokenizer = AutoTokenizer.from_pretrained(where, revision=revision or None, trust_remote_code=False)
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                where, revision=revision or None, dtype=DTYPES[dtype], trust_remote_code=False
+            )
     except (OSError, ValueError, ImportError) as e:
         raise UnavailableError(
             f"{reference} cannot be opened: {str(e).splitlines()[0]}",

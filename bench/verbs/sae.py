@@ -12,7 +12,7 @@ import typer
 from bench.verbs.run import DeviceOption, HookOption, KOption, LmOption, ScaleOption, TextOption, ThresholdOption
 
 if TYPE_CHECKING:
-    from bench.sanity import Sanity
+    from bench.examining import Examined
 
 EXAMPLES = """Look at checkpoints and turn one format into another.
 
@@ -68,10 +68,7 @@ def check(
         print(json.dumps({**found.facts, "sanity": sanity, "not_tried": found.not_tried or None}, indent=1, default=str))
         return
     _print_card(found.facts)
-    if found.sanity:
-        _print_sanity(found.sanity, found.place)
-    else:
-        print(f"\nnot tried on activations: {found.not_tried}")
+    _print_sanity(found)
     print(f"\nnext: python -m bench run --sae {reference}{_flags(found.facts, values)} --suite smoke")
 
 
@@ -190,7 +187,11 @@ def _print_lines(heading: str, lines: dict[str, str]) -> None:
         print(f"  {name.ljust(width)}  {value}")
 
 
-def _print_sanity(found: Sanity, place: str) -> None:
+def _print_sanity(examined: Examined) -> None:
+    found = examined.sanity
+    if not found:
+        print(f"\nnot tried on activations: {examined.not_tried}")
+        return
     elsewhere = ", ".join(f"{t} {t.ev:.2f}" for t in found.trials[1 : 1 + _SHOWN])
     lines = {
         "explained variance": f"{found.ev:.3f}",
@@ -199,6 +200,6 @@ def _print_sanity(found: Sanity, place: str) -> None:
         "median active code": f"{found.code:.4g} in the file's units, {found.code_canonical:.4g} with unit decoder rows",
         "elsewhere": elsewhere or "nothing else could be tried",
     }
-    _print_lines(f"on {found.tokens:,} tokens {place}", lines)
+    _print_lines(f"on {found.tokens:,} tokens {examined.place}", lines)
     for warning in found.warnings or ("it looks at home: no neighbouring layer, site or scaling does better",):
         print(f"  {'!' if found.warnings else '✓'} {warning}")
