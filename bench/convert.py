@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bench.adapters import Given, open_checkpoint
+from bench.adapters.remarks import REMARKS
 from bench.errors import CheckpointError, ResourceError, UsageError, VerificationError
-from bench.lm.hooks import Hook, parse_hook
+from bench.lm.hooks import known_hook
 from bench.sae import checkpoint
 from bench.sae.activations import AbsTopK, JumpReLU, ReLU, TopK
 from bench.sae.checkpoint import Loaded
@@ -68,7 +69,7 @@ def convert(loaded: Loaded, folder: Path, to: str, k: int | None = None) -> str:
 
 def _native(loaded: Loaded, folder: Path, _k: int | None) -> None:
     facts = {"name": loaded.name, "method": loaded.facts.get("method", loaded.architecture), "lm": loaded.lm, "hook": loaded.hook}
-    checkpoint.save(loaded.sae, folder, {**loaded.facts, **facts})
+    checkpoint.save(loaded.sae, folder, {**loaded.facts, **facts, REMARKS: _remarks(loaded)})
 
 
 def _sae_lens(loaded: Loaded, folder: Path, _k: int | None) -> None:
@@ -77,10 +78,11 @@ def _sae_lens(loaded: Loaded, folder: Path, _k: int | None) -> None:
     architecture, more, extra = _lens_function(sae)
     metadata = {
         "model_name": loaded.lm or None,
-        "hook_name": str(hook) if (hook := _hook(loaded)) else loaded.hook or None,
+        "hook_name": str(hook) if (hook := known_hook(loaded.hook)) else loaded.hook or None,
         "sae_lens_version": _LENS,
         "training_architecture": loaded.architecture,
         "converted_from": loaded.format,
+        REMARKS: _remarks(loaded),
     }
     cfg = {
         "architecture": architecture,
@@ -123,12 +125,12 @@ def _dictionary_learning(loaded: Loaded, folder: Path, k: int | None) -> None:
     if not isinstance(sae, DenseSAE) or sae.norm:
         raise _cannot("dictionary_learning", sae)
     kind, state = _dictionary_class(sae, k or _trained_k(loaded.facts))
-    hook = _hook(loaded)
+    hook = known_hook(loaded.hook)
     place = {"layer": hook.layer, "submodule_name": f"{_SITES[hook.site]}_layer_{hook.layer}"} if hook else {}
     stored = {"k": int(state["k"])} if "k" in state else {}
     trainer = {"dict_class": kind, "activation_dim": sae.d_in, "dict_size": sae.d_sae, "lm_name": loaded.lm, **place, **stored}
     torch.save(state, folder / "ae.pt")
-    (folder / "config.json").write_text(json.dumps({"trainer": trainer, "buffer": {}}, indent=1) + "\n")
+    (folder / "config.json").write_text(json.dumps({"trainer": trainer, "buffer": {}, REMARKS: _remarks(loaded)}, indent=1) + "\n")
 
 
 def _dictionary_class(sae: DenseSAE, k: int | None) -> tuple[str, dict[str, Tensor]]:
@@ -174,6 +176,12 @@ def _subtracts(sae: Any, library: str) -> bool:
     return False
 
 
+def _remarks(loaded: Loaded) -> list[str]:
+    """What the new files do not show: oddities, and a normalisation that is in the weights now."""
+    folded = loaded.normalisation != "none" and getattr(loaded.sae, "norm", None) is None
+    return [*loaded.oddities, *([f"input normalisation before conversion: {loaded.normalisation}"] if folded else [])]
+
+
 def _trained_k(facts: Mapping[str, Any]) -> int | None:
     """The k of training, where the facts of a checkpoint hold it: at the top, or in the method or what it builds on."""
     found: Any = facts
@@ -182,13 +190,6 @@ def _trained_k(facts: Mapping[str, Any]) -> int | None:
             return found["k"]
         found = found.get("method") if isinstance(found.get("method"), Mapping) else found.get("base")
     return None
-
-
-def _hook(loaded: Loaded) -> Hook | None:
-    try:
-        return parse_hook(loaded.hook) if loaded.hook else None
-    except UsageError:
-        return None
 
 
 def _plain(t: Tensor) -> Tensor:

@@ -46,8 +46,10 @@ def examined(spec: RunSpec, tokens: int = sanity.TOKENS, data: bool | None = Non
         BenchError: The checkpoint cannot be read; or with `data`, the language model cannot be had.
     """
     setting = setting_of(spec)
+    asked = str(parse_hook(spec.hook)) if spec.hook else ""  # before anything else: a wrong flag is the user's, not the file's
     loaded, sae = open_as_asked(setting, spec.sae[0])
-    facts = facts_of(spec.placed(loaded))
+    facts = facts_of(loaded)
+    facts |= {"model": spec.lm or facts["model"], "hook": asked or facts["hook"]}
     if why := _reason_not_to(spec, facts, data):
         return Examined(facts, not_tried=why)
     try:

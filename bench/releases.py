@@ -169,9 +169,9 @@ def _loaded(fetched: Any, entry: Listed, given: Given) -> Loaded:
     except CheckpointError:
         if entry.norm_scale is None or given.norm_scale is not None:
             raise
-        scaled = replace(given, norm_scale=float(entry.norm_scale))
+        scaled = replace(given, norm_scale=float(entry.norm_scale), scale_source=f"from the list of {SAE_LENS}")
     loaded = opened(fetched, scaled)
-    return replace(loaded, oddities=(*loaded.oddities, f"the factor {entry.norm_scale:g} on the input is from the list of {SAE_LENS}"))
+    return replace(loaded, oddities=(*loaded.oddities, f"the factor {entry.norm_scale:g} on the input is {scaled.scale_source}"))
 
 
 def _completed(loaded: Loaded, entry: Listed) -> Loaded:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from bench import progress
-from bench.adapters.build import in_frames, scale_folded
+from bench.adapters.build import in_frames
 from bench.data.text import Corpus, Rows, tokenised
 from bench.errors import UsageError
 from bench.kernels.reconstruction import document_sums
@@ -133,12 +133,15 @@ def _trials(sae: Canonical, hook: Hook, x: Mapping[Hook, np.ndarray]) -> Iterato
     yield from found
     for place, values in x.items():
         if place == hook or max(t.ev for t in found) < _POOR:
-            for scaling, scaled in _scalings(sae, values):
-                yield Trial(str(place), scaling, _ev(scaled, values))
+            for scaling, scaled, s in _scalings(sae, values):
+                yield Trial(str(place), scaling, _ev(scaled, values * np.float32(s)))
 
 
-def _scalings(sae: Canonical, x: np.ndarray) -> Iterator[tuple[str, Canonical]]:
-    """The SAE behind each input normalisation that a library may have trained it with and not written down."""
+def _scalings(sae: Canonical, x: np.ndarray) -> Iterator[tuple[str, Canonical, float]]:
+    """The input normalisations that a library may have trained the SAE with and not written down: the SAE behind each, and a factor.
+
+    A fixed factor is put on the activations: explained variance is that of the factor in the weights, without a copy of them.
+    """
     inner = sae.inner
     if not isinstance(inner, DenseSAE) or inner.norm is not None:
         return
@@ -148,9 +151,9 @@ def _scalings(sae: Canonical, x: np.ndarray) -> Iterator[tuple[str, Canonical]]:
     to_root = math.sqrt(sae.d_in) / norms.mean()
     factors = {"mean norm √d": to_root, "that undone": 1 / to_root, "mean square 1": 1 / math.sqrt(np.square(norms).mean())}
     for said, s in factors.items():
-        yield f"the input times {s:.4g} ({said})", Canonical(scale_folded(inner, float(s)))
+        yield f"the input times {s:.4g} ({said})", sae, float(s)
     for norm, said in ((PerToken("layer_norm"), "layer norm of each token"), (PerToken("unit_norm"), "each token to norm √d")):
-        yield said, Canonical(in_frames(inner, norm)[0])
+        yield said, Canonical(in_frames(inner, norm)[0]), 1.0
 
 
 @torch.no_grad()

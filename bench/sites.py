@@ -9,7 +9,7 @@ from bench.context import site_facts
 from bench.errors import CheckpointError, UsageError
 from bench.lm import identity, lm_reference
 from bench.lm.hf import LanguageModel
-from bench.lm.hooks import parse_hook
+from bench.lm.hooks import known_hook, parse_hook
 from bench.record import SubjectFacts
 from bench.sae.canonical import Canonical
 from bench.sae.checkpoint import Loaded
@@ -42,7 +42,7 @@ def site_of(spec: RunSpec, loaded: Loaded, shared: Shared) -> tuple[dict[str, st
         if own and own.partition("@")[0] != reference.partition("@")[0]
         else []
     )
-    if spec.hook and loaded.hook and parse_hook(loaded.hook) != hook:
+    if spec.hook and loaded.hook and known_hook(loaded.hook) != hook:
         notes.append(f"the checkpoint names {loaded.hook}; measured at {hook}")
     name, revision = identity(reference, partial(shared, reference))
     return site_facts(name, revision, spec.dtype, hook), (reference, (*notes, *loaded.oddities))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache, lru_cache, partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from bench.errors import BenchError, CheckpointError, UsageError
 from bench.judge import open_judge
 from bench.judge.questions import Judge
 from bench.lm import open_lm
-from bench.lm.hooks import parse_hook
+from bench.lm.hooks import known_hook, parse_hook
 from bench.record import Records, SubjectFacts
 from bench.references import members, open_sae, published_records
 from bench.sae.canonical import Canonical
@@ -63,7 +63,7 @@ class Lineup:
 
     Args:
         subjects: Those to measure.
-        refused: Path → why, of SAEs of a folder of several that cannot be read.
+        refused: Path → why, of SAEs of a folder of several that cannot be read or do not fit.
     """
 
     subjects: tuple[Subject, ...]
@@ -72,12 +72,13 @@ class Lineup:
 
 @dataclass(frozen=True)
 class _Entry:
-    """One SAE as it was found: what is known of it without its weights, and how to have them."""
+    """One SAE as it was found: what is known of it without its weights, how to have them, and its path in a folder of several."""
 
     loaded: Loaded
     sha256: str
     shape: tuple[int, int]
     opener: Callable[[], Canonical]
+    swept: str = ""
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,15 @@ def lineup(spec: RunSpec, objects: Mapping[str, SAE] | None = None) -> Lineup:
     if not entries and not refused:
         raise UsageError("no SAE to evaluate", "give --sae PATH, for example --sae demo:ortsae")
     against = open_as_asked(setting, spec.against) if spec.against else None
-    return Lineup(tuple(_subject(setting, e, against) for e in entries), refused)
+    subjects: list[Subject] = []
+    for e in entries:
+        try:
+            subjects.append(_subject(setting, e, against))
+        except (CheckpointError, UsageError) as error:  # of a site: one that cannot be read here costs the others nothing
+            if not e.swept:
+                raise
+            refused[e.swept] = error
+    return Lineup(tuple(subjects), refused)
 
 
 def single(spec: RunSpec) -> Subject:
@@ -140,7 +149,7 @@ def single(spec: RunSpec) -> Subject:
 
 def _entries(setting: Setting) -> tuple[list[_Entry], dict[str, BenchError]]:
     """Every SAE the references name; and those of folders of several that cannot be read."""
-    held = lru_cache(maxsize=1)(partial(_open, setting))
+    held = _holding_one(setting)
     found: list[_Entry] = []
     refused: dict[str, BenchError] = {}
     for reference in setting.spec.sae:
@@ -157,6 +166,19 @@ def _entries(setting: Setting) -> tuple[list[_Entry], dict[str, BenchError]]:
 
 
 _Held = Callable[[str, Given], tuple[Loaded, Canonical]]
+
+
+def _holding_one(setting: Setting) -> _Held:
+    """`_open`, which keeps what it opened last, and lets it go before it opens another: there are never two in memory."""
+    held: dict[tuple[str, Given], tuple[Loaded, Canonical]] = {}
+
+    def opener(reference: str, given: Given) -> tuple[Loaded, Canonical]:
+        if (reference, given) not in held:
+            held.clear()
+            held[reference, given] = _open(setting, reference, given)
+        return held[reference, given]
+
+    return opener
 
 
 def _entry(held: _Held, reference: str, given: Given) -> _Entry:
@@ -207,7 +229,9 @@ def _told_apart(swept: Mapping[str, _Entry], folder: str) -> list[_Entry]:
         inside = Path(path).relative_to(Path(folder).expanduser())
         return "-".join(inside.with_suffix("").parts if inside.suffix in SINGLE else inside.parts)
 
-    return [e if names[e.loaded.name] == 1 else replace(e, loaded=replace(e.loaded, name=place(path))) for path, e in swept.items()]
+    own = {path: e.loaded.name if names[e.loaded.name] == 1 else place(path) for path, e in swept.items()}
+    inside = (folder,) != tuple(swept)
+    return [replace(e, loaded=replace(e.loaded, name=own[p]), swept=p if inside else "") for p, e in swept.items()]
 
 
 def _of_object(name: str, sae: Any) -> _Entry:
@@ -240,7 +264,7 @@ def _other(
     loaded, sae = against
     if sae.d_in != facts.d_in:
         raise CheckpointError(f"{spec.against} has d_in {sae.d_in}, {facts.name} has {facts.d_in}", "compare SAEs of one site")
-    elsewhere = loaded.hook and str(parse_hook(loaded.hook)) != facts.hook
+    elsewhere = loaded.hook and str(known_hook(loaded.hook)) != facts.hook
     doubts = (f"{spec.against} was trained at {loaded.hook}, not at {facts.hook}",) if elsewhere else ()
     return (spec.against, sae), doubts
 

@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bench.adapters import ADAPTERS, Given, open_checkpoint
+from bench.adapters.files import finite
 from bench.errors import CheckpointError
 
 FIXTURES = Path(__file__).with_name("fixtures")
@@ -298,3 +299,12 @@ def test_paths_that_are_no_checkpoint_are_refused(tmp_path: Path) -> None:
     (tmp_path / "cfg.json").write_text("{}")
     for path in (tmp_path, tmp_path / "notes.txt", tmp_path / "sae_weights.safetensors", Path("a\0b"), Path("x" * 300)):
         refused(path)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("at", [0, 500, -1])
+def test_one_number_that_is_not_finite_is_seen_wherever_it_is(bad: float, at: int) -> None:
+    t = torch.randn(10, 101, generator=torch.Generator().manual_seed(0))
+    assert finite(t) and finite(torch.full((3,), torch.finfo(torch.float32).max)) and finite(torch.tensor(0.0))
+    t.view(-1)[at] = bad
+    assert not finite(t) and not finite(t.view(-1)[at])

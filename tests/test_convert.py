@@ -100,6 +100,17 @@ def test_results_move_between_tools(tmp_path_factory: pytest.TempPathFactory, or
     assert at.sae.sha256 == sae.sha256
 
 
+@pytest.mark.parametrize("to", TARGETS)
+def test_what_a_record_must_say_outlives_conversion(to: str, tmp_path: Path) -> None:
+    said = "input scale 0.5 estimated from 8,192 tokens"
+    source = replace(loaded(FORMS["relu"][0]), oddities=(said,), normalisation="dataset-wise: factor 0.5")
+    convert(source, tmp_path / "a", to)
+    back = open_checkpoint(tmp_path / "a", Given())
+    assert back.oddities == (said, "input normalisation before conversion: dataset-wise: factor 0.5")
+    convert(back, tmp_path / "b", "native")
+    assert open_checkpoint(tmp_path / "b", Given()).oddities == back.oddities and "remarks" not in back.facts
+
+
 def test_a_missing_k_is_asked_for(tmp_path: Path) -> None:
     without = replace(loaded(FORMS["one threshold"][0]), facts={})
     with pytest.raises(CheckpointError, match="stores the k") as e:

@@ -366,7 +366,7 @@ def test_what_the_list_says_of_normalisation(hub: Hub, client: Client, tmp_path:
     local = write(tmp_path / "sae", "average")
     entry = published(hub, local, "gpt2-small-mlp-tm/blocks.5.hook_mlp_out")
     said = client("saelens:gpt2-small-mlp-tm/blocks.5.hook_mlp_out")
-    assert f"factor {entry.norm_scale:g} given" in said["normalisation"]
+    assert f"factor {entry.norm_scale:g} from the list" in said["normalisation"]
     assert any("center_writing_weights=True" in o for o in said["oddities"])
     mine = client("saelens:gpt2-small-mlp-tm/blocks.5.hook_mlp_out", norm_scale=2.0)
     assert mine["sha256"] == sha_of(local, Given(norm_scale=2.0)) != said["sha256"]

@@ -367,3 +367,12 @@ def test_identity_of_a_foreign_object_sees_any_threshold() -> None:
             return f
 
     assert len({Canonical(Foreign(t)).sha256 for t in (0.5, 8.0, 30.0, 200.0)}) == 4
+
+
+def test_unit_rows_of_a_large_decoder_are_those_of_a_small_one() -> None:
+    rows = torch.randn(2500, 7, generator=torch.Generator().manual_seed(0)) * torch.arange(2500)[:, None]  # worked out in blocks
+    sae = DenseSAE(rows.T, torch.zeros(2500), rows, torch.zeros(7), torch.zeros(7), ReLU())
+    view, each = Canonical(sae), np.linalg.norm(rows.double().numpy(), axis=1)
+    np.testing.assert_array_equal(view.norms, each)
+    unit = rows.double().numpy() / np.where(each == 0, 1, each)[:, None]
+    np.testing.assert_array_equal(view.W_dec, unit.astype(np.float32))

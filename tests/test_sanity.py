@@ -24,7 +24,7 @@ from bench.lm import open_lm, tiny
 from bench.lm.hf import LanguageModel
 from bench.lm.hooks import Hook, parse_hook
 from bench.references import open_sae
-from bench.sae.activations import ReLU, TopK
+from bench.sae.activations import JumpReLU, ReLU, TopK
 from bench.sae.canonical import Canonical
 from bench.sae.card import card, facts_of, printable
 from bench.sae.checkpoint import Loaded, save
@@ -91,6 +91,15 @@ def test_what_reconstructs_everywhere_is_at_home() -> None:
     found = tried(identity(), tiny.load(), Hook(1))
     assert found.ev == pytest.approx(1, abs=1e-5) and not found.warnings
     assert tried(identity(scale=3.0), tiny.load(), Hook(1)).code_canonical == pytest.approx(found.code_canonical, rel=1e-4)
+
+
+def test_a_factor_on_the_activations_is_one_in_the_weights() -> None:
+    lm, hook = tiny.load(), Hook(1)
+    found = tried(replace(identity(), act=JumpReLU(torch.full((160,), 0.5))), lm, hook)
+    trial = next(t for t in found.trials if "mean norm" in t.scaling and t.hook == str(hook))
+    s = float(trial.scaling.split()[3])  # of four digits
+    folded = tried(scale_folded(replace(identity(), act=JumpReLU(torch.full((160,), 0.5))), s), lm, hook)
+    assert folded.trials[0].ev == pytest.approx(trial.ev, abs=1e-3) and abs(trial.ev - found.trials[0].ev) > 0.05
 
 
 def test_an_sae_that_does_nothing_is_called_so() -> None:
@@ -171,6 +180,19 @@ def test_a_model_that_is_not_here_is_not_downloaded_unasked(tmp_path: Path, monk
     assert done.exit_code == 0 and "hf:nobody/nothing is not on this machine — add --data" in done.stdout
     world = str(at(tmp_path / "world", identity(), lm="world:small", hook=SITE["hook"]))
     assert "has no text" in line("check", world).stdout
+
+
+def test_a_wrong_flag_is_an_error_and_what_the_file_says_stays_known(tmp_path: Path) -> None:
+    path = str(at(tmp_path / "mine", identity(), lm="gpt2", hook="blocks.0.attn.hook_z"))
+    with pytest.raises(UsageError, match="unknown hook 'nonsense'"):
+        examined(make_spec({"sae": (path,), "lm": "tiny:random", "hook": "nonsense"}))
+    found = examined(make_spec({"sae": (path,), **SITE}), 512)
+    assert found.sanity and found.facts["hook_in_file"] == "blocks.0.attn.hook_z" and found.facts["model_in_file"] == "gpt2"
+    where = card(found.facts)["where it belongs"]
+    assert where == {"model": "tiny:random (file: gpt2)", "hook": "blocks.1.hook_resid_post (file: blocks.0.attn.hook_z)"}
+    assert line("check", path, "--tokens", "0").exit_code == 2
+    spaced = str(at(tmp_path / "a name", identity(), **SITE))
+    assert f"--sae '{spaced}' --suite" in words(["check", spaced, "--no-data"])
 
 
 def test_a_model_of_another_width_is_an_error_where_it_was_named(tmp_path: Path) -> None:

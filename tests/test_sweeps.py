@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from bench.sae.dense import DenseSAE
 from bench.spec import RunSpec, make_spec
 from bench.store import Store
 from bench.subjects import lineup, single
+from bench.verbs.run import execute
 
 SITE = {"lm": "tiny:random", "hook": "blocks.1.hook_resid_post"}
 SIZES = {"tasks": ("distinct_features",), "limit": 512}
@@ -82,9 +84,10 @@ def test_only_the_sae_at_hand_is_held(sweep: Path, monkeypatch: pytest.MonkeyPat
     from bench import subjects
 
     alive: weakref.WeakSet[DenseSAE] = weakref.WeakSet()
-    opening = subjects.open_sae
+    opening, before = subjects.open_sae, list[int]()
 
     def watched(*args: object) -> object:
+        before.append(len(alive))
         opened = opening(*args)  # pyright: ignore[reportArgumentType]
         alive.add(opened.loaded.sae)
         return opened
@@ -93,6 +96,7 @@ def test_only_the_sae_at_hand_is_held(sweep: Path, monkeypatch: pytest.MonkeyPat
     found = lineup(RunSpec(sae=(str(sweep),)))
     assert len(found.subjects) == 4 and len(alive) == 1
     assert len({s.sae.sha256 for s in found.subjects}) == 4 and len(alive) == 1
+    assert len(before) == 8 and not any(before)  # the one before is let go first
 
 
 def test_a_broken_member_is_counted_and_costs_the_others_nothing(sweep: Path, tmp_path: Path) -> None:
@@ -102,6 +106,33 @@ def test_a_broken_member_is_counted_and_costs_the_others_nothing(sweep: Path, tm
     assert all(isinstance(e, CheckpointError) for e in todo.refused.values())
     with pytest.raises(CheckpointError, match="header"):
         runner.workload(make_spec({"sae": str(sweep / "other/trainer_1"), **SIZES}))
+
+
+def test_a_member_whose_place_cannot_be_read_costs_the_others_nothing(sweep: Path, tmp_path: Path) -> None:
+    facts = sweep / "other/trainer_1/sae.json"
+    facts.write_text(json.dumps({**json.loads(facts.read_text()), "hook": "blocks.1.attn.hook_z"}))
+    spec = {"sae": str(sweep), "records": str(tmp_path), **SIZES}
+    todo = runner.workload(make_spec(spec))
+    assert list(todo.refused) == [str(sweep / "other/trainer_1")] and len(todo.jobs) == 3
+    with pytest.raises(UsageError, match="unknown hook"):
+        lineup(make_spec({**spec, "sae": str(sweep / "other/trainer_1")}))
+    named = lineup(make_spec({**spec, "sae": str(sweep / "other/trainer_1"), "hook": SITE["hook"]})).subjects[0]
+    assert named.facts.hook == SITE["hook"] and any("names blocks.1.attn.hook_z; measured at" in n for n in named.notes)
+    assert runner.workload(make_spec({**spec, "hook": SITE["hook"]})).refused == {}
+    compared = lineup(make_spec({**spec, "sae": str(sweep / "layer 1"), "against": str(sweep / "other/trainer_1")}))
+    assert all(any("was trained at blocks.1.attn.hook_z" in n for n in s.notes) for s in compared.subjects)
+
+
+def test_what_is_refused_or_left_out_is_named(sweep: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (sweep / "other/trainer_1/sae.safetensors").write_bytes(b"cut off")
+    (sweep / "layer 1/trainer_3").mkdir()
+    shutil.copy(sweep / "layer 1/trainer_1/sae.safetensors", sweep / "layer 1/trainer_3")  # its facts got lost
+    (sweep / "latest").symlink_to(sweep / "layer 1/trainer_10")
+    spec = make_spec({"sae": str(sweep), "records": str(tmp_path / "records"), **SIZES})
+    code, done = execute(spec, as_json=False), capfd.readouterr()
+    assert code == 3 and "3 measured, 0 already recorded, 0 failed, 1 SAEs refused" in done.out
+    assert f"failed: {sweep / 'other/trainer_1'}: the file's header" in done.err
+    assert "not read as SAEs" in done.err and "layer 1/trainer_3/sae.safetensors" in done.err and "latest" in done.err
 
 
 def test_a_sae_that_changes_under_way_is_refused(sweep: Path) -> None:

@@ -52,6 +52,34 @@ class Wrong(Plain):
             setattr(self, name, value)
 
 
+class InTraining(Plain):
+    norm = torch.nn.BatchNorm1d(6)
+
+    def encode(self, x: Tensor) -> Tensor:
+        return super().encode(self.norm(x))
+
+
+class Forgetful(Plain):
+    """Brings codes back with the last tokens' norms, once, as SAELens does."""
+
+    def encode(self, x: Tensor) -> Tensor:
+        self.last = x.norm(dim=1, keepdim=True)
+        return super().encode(x / self.last)
+
+    def decode(self, f: Tensor) -> Tensor:
+        xhat = super().decode(f) * self.last
+        del self.last
+        return xhat
+
+
+class Unready:
+    encode = decode = abs
+
+    @property
+    def W_dec(self) -> Tensor:  # noqa: N802
+        raise RuntimeError("not ready")
+
+
 def without(name: str) -> object:
     class Less:
         pass
@@ -73,6 +101,11 @@ BROKEN = {
     "W_dec of three dimensions": (Wrong(W_dec=good.W_dec[None]), r"W_dec has shape \(1, 10, 6\)"),
     "W_dec of whole numbers": (Wrong(W_dec=good.W_dec.long()), "type int64"),
     "W_dec is NaN": (Wrong(W_dec=good.W_dec / 0 * 0), "W_dec holds NaN"),
+    "codes that are bits": (Wrong(encode=lambda x: good.encode(x) > 0), "encode returned a Tensor of bool"),
+    "a batch norm in training": (InTraining(), r"encode cannot take \(1, 6\) float32: ValueError"),
+    "what decodes once": (Forgetful(), "decode takes no codes but those encode gave last: AttributeError"),
+    "a property that fails": (Unready(), "W_dec cannot be read: RuntimeError: not ready"),
+    "no numbers yet": (Wrong(W_dec=good.W_dec.to("meta")), "on the meta device"),
     "codes and more": (Wrong(encode=lambda x: (good.encode(x), x)), "encode returned a tuple, not one dense tensor"),
     "sparse codes": (Wrong(encode=lambda x: good.encode(x).to_sparse()), "not one dense tensor"),
     "reconstruction in a tuple": (Wrong(decode=lambda f: (good.decode(f),)), "decode returned a tuple"),

@@ -150,12 +150,15 @@ def _unknown(path: Path) -> CheckpointError:
 
 
 def several(path: Path) -> list[Path]:
-    """The SAEs in a folder that is none itself, such as a sweep: folders and single files, in natural order; links are not followed.
+    """The SAEs in a folder that is none itself, such as a sweep: folders and single files, in natural order.
+
+    Links to folders are not followed; these, and files of weights that no format takes, are named in a progress note.
 
     Raises:
         CheckpointError: There are too many folders to look into.
     """
     found: list[Path] = []
+    left: list[Path] = []
     if not os.path.isdir(path) or _choose(path) is not None:
         return found
     for seen, (folder, names, _) in enumerate(os.walk(path)):
@@ -166,8 +169,12 @@ def several(path: Path) -> list[Path]:
             found.append(here)
             names.clear()
             continue
-        found += [p for p in _single_files(here) if _choose(p) is not None]
+        for file in _single_files(here):
+            (left if _choose(file) is None else found).append(file)
+        left += [here / n for n in names if (here / n).is_symlink()]
         names[:] = sorted(names, key=_natural) if len(here.relative_to(path).parts) < _DEPTH else []
+    if found and left:
+        progress.note("not read as SAEs", number=len(left), among=[one_line(p.relative_to(path), _LABEL) for p in left[:_SHOWN]])
     return found
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bench.adapters import Given
-from bench.adapters.files import DAMAGED, only, take
+from bench.adapters.files import DAMAGED, finite, only, take
 from bench.errors import CheckpointError
 from bench.sae.activations import JumpReLU, RankedTopK, TopK
 from bench.sae.checkpoint import Form
@@ -34,7 +34,7 @@ def checked(sae: Form) -> Form:
     if isinstance(sae.act, JumpReLU | RankedTopK):
         parts["threshold"] = (sae.act.threshold if isinstance(sae.act, JumpReLU) else sae.act.weight, (d_sae,))
     for name, (t, shape) in parts.items():
-        if tuple(t.shape) != shape or not bool(torch.isfinite(t).all()):
+        if tuple(t.shape) != shape or not finite(t):
             raise CheckpointError(f"{name} is not a finite array of shape {list(shape)}", DAMAGED)
     return sae
 
@@ -66,6 +66,8 @@ def scale_folded(sae: DenseSAE, s: float) -> DenseSAE:
 
     (s x − b) W = (x − b / s) (s W) for what the encoder subtracts; what the decoder returns is divided by s.
     """
+    if s == 1:
+        return sae
     return replace(sae, W_enc=sae.W_enc * s, W_dec=sae.W_dec / s, b_dec=sae.b_dec / s, b_pre=sae.b_pre / s)
 
 

@@ -11,6 +11,7 @@ from bench.adapters import Given
 from bench.adapters.build import agree, name_of, precision, word
 from bench.adapters.dictionary_classes import CLASSES
 from bench.adapters.files import folder_of, holds, peek_json, read_json, read_pt
+from bench.adapters.remarks import remarks
 from bench.errors import CheckpointError
 from bench.sae.checkpoint import Loaded
 
@@ -56,7 +57,7 @@ def load(path: Path, given: Given) -> Loaded:
         name_of(home, 2) + step,
         word(trainer.get("lm_name")),
         hook,
-        oddities=(*oddities, *precision(weights)),
+        oddities=(*oddities, *remarks(config), *precision(weights)),
         facts={k: trainer[k] for k in ("trainer_class", "steps", "lr", "seed", "k") if k in trainer},
     )
 

@@ -11,6 +11,7 @@ from bench.adapters import Given
 from bench.adapters.build import name_of, topk, word
 from bench.adapters.files import folder_of, only, read_json, read_safetensors, take
 from bench.adapters.native_pursuit import PURSUITS
+from bench.adapters.remarks import REMARKS, remarks
 from bench.errors import CheckpointError
 from bench.sae.checkpoint import FACTS, FORMAT_WITH_NORM, WEIGHTS, Loaded, activation
 from bench.sae.checkpoint import FORMAT as VERSION
@@ -18,7 +19,7 @@ from bench.sae.dense import DenseSAE
 from bench.sae.normalisation import PerToken
 
 FORMAT = "ortsae-bench"
-_OURS = ("format", "format_version", "activation", "norm", "name", "lm", "hook")
+_OURS = ("format", "format_version", "activation", "norm", "name", "lm", "hook", REMARKS)
 
 
 def sniff(path: Path) -> bool:
@@ -30,11 +31,10 @@ def load(path: Path, given: Given) -> Loaded:
     """Read what `bench.sae.checkpoint.save` wrote."""
     folder = folder_of(path, WEIGHTS, FACTS) or path
     facts, tensors = read_json(folder, FACTS), read_safetensors(folder, WEIGHTS)
-    norm = facts.get("norm")
+    norm, act = facts.get("norm"), facts.get("activation")
     if facts.get("format") != FORMAT or facts.get("format_version") != (FORMAT_WITH_NORM if norm else VERSION):
         said = f"{facts.get('format')} {facts.get('format_version')}"
         raise CheckpointError(f"{FACTS} is of format {said!r}, not {FORMAT} {VERSION}", "update ortsae-bench or give another checkpoint")
-    act = facts.get("activation")
     if not isinstance(act, dict):
         raise CheckpointError(f"{FACTS} describes no activation", "the file is damaged or from another program")
     if act.get("name") in PURSUITS:
@@ -49,6 +49,7 @@ def load(path: Path, given: Given) -> Loaded:
         word(facts.get("lm")),
         word(facts.get("hook")),
         normalisation=word(norm) or "none",
+        oddities=remarks(facts),
         facts={k: v for k, v in facts.items() if k not in _OURS},
     )
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from bench.adapters import Given
 from bench.adapters.build import count, in_frames, input_scale, name_of, norms_folded, per_token, precision, scale_folded, switch, word
 from bench.adapters.files import folder_of, peek_json, read_json, read_safetensors
+from bench.adapters.remarks import REMARKS, remarks
 from bench.adapters.sae_lens_parts import CONFIG, WEIGHTS, base, generation, plain, refuse_other_output, trained_in_batches
 from bench.adapters.sae_lens_pursuit import pursuit
 from bench.errors import CheckpointError
@@ -49,9 +50,10 @@ def load(path: Path, given: Given) -> Loaded:
         raise CheckpointError(f"{architecture} with input normalisation {kind!r} is not supported", "give an SAE without it")
     trained = word(meta.get("training_architecture")) or architecture
     odd = (f"{architecture} training save, read as the inference form it stands for",) if "batchtopk" in architecture else ()
+    odd = (*odd, *remarks(meta), *precision(tensors.get("W_dec")))
     lm, name = word(meta.get("model_name")), name_of(folder)
-    facts = {k: v for k, v in meta.items() if k not in ("model_name", "hook_name") and v is not None}
-    return Loaded(sae, FORMAT, trained, name, lm, hook, normalisation, (*odd, *precision(tensors.get("W_dec"))), facts)
+    facts = {k: v for k, v in meta.items() if k not in ("model_name", "hook_name", REMARKS) and v is not None}
+    return Loaded(sae, FORMAT, trained, name, lm, hook, normalisation, odd, facts)
 
 
 def _build(architecture: str, cfg: dict[str, Any], tensors: Mapping[str, Tensor], given: Given, s: float) -> Form:

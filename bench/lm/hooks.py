@@ -55,3 +55,11 @@ def parse_hook(text: str) -> Hook:
             return Hook(layer)
         raise UsageError(f"{text!r} is the embedding output", "choose a block's output, such as blocks.0.hook_resid_post")
     raise UsageError(f"unknown hook {text!r}", "write blocks.L.hook_resid_post, blocks.L.hook_mlp_out or blocks.L.hook_attn_out")
+
+
+def known_hook(text: str) -> Hook | None:
+    """A file's hook; None where it names none, or one that cannot be read here."""
+    try:
+        return parse_hook(text) if text else None
+    except UsageError:
+        return None

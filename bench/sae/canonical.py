@@ -46,13 +46,18 @@ class Canonical:
     @cached_property
     def norms(self) -> np.ndarray:
         """[d_sae] decoder row norms of the inner SAE; 0 for dead rows."""
-        n = np.linalg.norm(_numpy(self.inner.W_dec).astype(np.float64), axis=1)
+        rows = _numpy(self.inner.W_dec)
+        n = np.concatenate([np.linalg.norm(rows[at].astype(np.float64), axis=1) for at in _blocks(len(rows))])
         return np.where(n < MIN_NORM, 0.0, n)
 
     @cached_property
     def W_dec(self) -> np.ndarray:  # noqa: N802
         """[d_sae, d_in] float32 unit decoder rows; zero rows stay zero."""
-        return (_numpy(self.inner.W_dec) / np.where(self.norms == 0, 1, self.norms)[:, None]).astype(np.float32)
+        rows, n = _numpy(self.inner.W_dec), np.where(self.norms == 0, 1, self.norms)[:, None]
+        out = np.empty(rows.shape, np.float32)
+        for at in _blocks(len(rows)):
+            out[at] = rows[at] / n[at]
+        return out
 
     @cached_property
     def sha256(self) -> str:
@@ -98,6 +103,11 @@ class Canonical:
     @torch.no_grad()
     def _encode_block(self, x: np.ndarray) -> Codes:
         return Codes.from_dense(_numpy(self.inner.encode(_like(x, self.inner.W_dec))))
+
+
+def _blocks(n: int) -> list[slice]:
+    """Rows a few at a time, so that no second large matrix is held in float64."""
+    return [slice(i, i + 1024) for i in range(0, n, 1024)]
 
 
 def _like(x: np.ndarray, weights: torch.Tensor) -> torch.Tensor:

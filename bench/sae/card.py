@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.errors import UsageError
-from bench.lm.hooks import parse_hook
+from bench.lm.hooks import known_hook
 from bench.sae.activations import JumpReLU
 from bench.sae.canonical import MIN_NORM
 from bench.sae.checkpoint import Form, Loaded
@@ -33,7 +32,8 @@ def facts_of(loaded: Loaded) -> dict[str, Any]:
         "k": getattr(sae.act, "k", None),
         "threshold": _range(sae.act.threshold) if isinstance(sae.act, JumpReLU) else None,
         "model": loaded.lm or None,
-        "hook": _hook(loaded.hook),
+        "model_in_file": loaded.lm or None,
+        "hook": str(hook) if (hook := known_hook(loaded.hook)) else None,
         "hook_in_file": loaded.hook or None,
         "normalisation": loaded.normalisation,
         "decoder_norm": {**_range(norms := sae.W_dec.float().norm(dim=1)), "dead_rows": int((norms < MIN_NORM).sum())},
@@ -62,11 +62,8 @@ def card(facts: Mapping[str, Any]) -> dict[str, dict[str, str]]:
         "sha256": facts["sha256"],
     }
     hook, said = facts["hook"], facts["hook_in_file"]
-    if said and not hook:
-        place = f"{said} (not a place that can be read here: give --hook)"
-    else:
-        place = (hook or "not in the file: give --hook") + (f" (file: {said})" if said != hook else "")
-    where = {"model": facts["model"] or "not in the file: give --lm", "hook": place}
+    place = f"{said} (not a place that can be read here: give --hook)" if said and not hook else _placed(hook, said, "--hook")
+    where = {"model": _placed(facts["model"], facts["model_in_file"], "--lm"), "hook": place}
     shown = {"what it is": what, "where it belongs": where}
     if oddities:
         shown["worth knowing"] = {str(i): o for i, o in enumerate(oddities, 1)}
@@ -79,6 +76,13 @@ def printable(text: str) -> str:
     return plain if len(text) <= _LONGEST else plain[:_LONGEST] + "…"
 
 
+def _placed(used: str | None, said: str | None, flag: str) -> str:
+    """A model or hook, and what the file says where that is something else."""
+    if not used:
+        return f"not in the file: give {flag}"
+    return used if said == used else f"{used} (file: {said or 'does not say'})"
+
+
 def _activation(facts: Mapping[str, Any]) -> str:
     if facts["k"] is not None:
         return f"{facts['activation']}, k = {facts['k']}"
@@ -86,14 +90,6 @@ def _activation(facts: Mapping[str, Any]) -> str:
         spread = f"{at['low']:.4g} to {at['high']:.4g}" if at["high"] > at["low"] else f"{at['low']:.4g} for all latents"
         return f"{facts['activation']}, threshold {spread}"
     return facts["activation"]
-
-
-def _hook(spelled: str) -> str | None:
-    """Our spelling of the file's hook; None where there is none or it cannot be read."""
-    try:
-        return str(parse_hook(spelled)) if spelled else None
-    except UsageError:
-        return None
 
 
 def _range(values: Tensor) -> dict[str, float]:

@@ -126,8 +126,8 @@ def execute(spec: RunSpec, as_json: bool) -> int:
     if as_json:
         print(json.dumps([*(_refused(path, e) for path, e in todo.refused.items()), *(_as_json(o) for o in outcomes)], indent=1))
     elif outcomes:
-        _finish(spec, outcomes)
-    return _exit_code([*todo.refused.values(), *(o.error for o in outcomes if o.error)])
+        _finish(spec, outcomes, len(todo.refused))
+    return _exit_code([*((f"{path}: {e}", e) for path, e in todo.refused.items()), *((str(o.error), o.error) for o in outcomes if o.error)])
 
 
 def _show(o: Outcome) -> None:
@@ -147,7 +147,7 @@ def _show(o: Outcome) -> None:
     print("\n".join([f"\n{title}  ({timing})", *lines]), flush=True)
 
 
-def _finish(spec: RunSpec, outcomes: list[Outcome]) -> None:
+def _finish(spec: RunSpec, outcomes: list[Outcome], refused: int) -> None:
     from bench.references import published_records
     from leaderboard import table
 
@@ -174,6 +174,7 @@ def _finish(spec: RunSpec, outcomes: list[Outcome]) -> None:
     fresh = sum(not o.found and o.record is not None for o in outcomes)
     failed = sum(o.error is not None for o in outcomes)
     state = f"{fresh} measured, {len(outcomes) - fresh - failed} already recorded, {failed} failed"
+    state += f", {refused} SAEs refused" if refused else ""
     print(f"{state}; records in {spec.records_folder}" + ("" if fresh or failed else ": nothing was left to do"))
 
 
@@ -188,10 +189,11 @@ def _as_json(o: Outcome) -> dict[str, Any]:
     return {**o.record.model_dump(mode="json"), "found": o.found}
 
 
-def _exit_code(errors: list[BenchError]) -> int:
+def _exit_code(errors: list[tuple[str, BenchError]]) -> int:
+    """The code of what failed, after saying what did and why."""
     if not errors:
         return 0
-    for e in errors:
-        print(f"failed: {e}", file=sys.stderr)
-    codes = {e.exit_code for e in errors}
+    for said, _ in errors:
+        print(f"failed: {said}", file=sys.stderr)
+    codes = {e.exit_code for _, e in errors}
     return codes.pop() if len(codes) == 1 else 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -40,7 +41,7 @@ def check(
     threshold: ThresholdOption = None,
     norm_scale: ScaleOption = None,
     device: DeviceOption = None,
-    tokens: Annotated[int, typer.Option(help="Tokens of the evaluation text to try it on.")] = 4096,
+    tokens: Annotated[int, typer.Option(help="Tokens of the evaluation text to try it on.", min=16)] = 4096,
     data: Annotated[
         bool | None, typer.Option(help="Try it on activations even if the language model must be downloaded; or never.")
     ] = None,
@@ -69,7 +70,7 @@ def check(
         return
     _print_card(found.facts)
     _print_sanity(found)
-    print(f"\nnext: python -m bench run --sae {reference}{_flags(found.facts, values)} --suite smoke")
+    print(f"\nnext: python -m bench run --sae {shlex.quote(reference)}{_flags(found.facts, values)} --suite smoke")
 
 
 @app.command("info")
@@ -117,7 +118,7 @@ def convert_(
 ) -> None:
     """Write a checkpoint in another format, bit for bit: it is read back and compared before it is kept.
 
-    What you give by --lm and --hook is written where the checkpoint does not say it. A format that cannot hold the SAE is
+    What you give by --lm and --hook is written, whatever the checkpoint says. A format that cannot hold the SAE is
     an error, never an approximation.
 
     Examples:
@@ -169,7 +170,7 @@ def _flags(facts: dict[str, Any], values: dict[str, Any]) -> str:
     """The flags of `run` that were given here, and those it will ask for."""
     asked = {"lm": None if facts["model"] else "NAME", "hook": None if facts["hook"] else "HOOK"}
     flags = {n: values[n] if values[n] is not None else asked.get(n) for n in ("lm", "hook", "k", "threshold", "norm_scale")}
-    return "".join(f" --{n.replace('_', '-')} {v}" for n, v in flags.items() if v is not None)
+    return "".join(f" --{n.replace('_', '-')} {shlex.quote(str(v))}" for n, v in flags.items() if v is not None)
 
 
 def _print_card(facts: dict[str, Any]) -> None:
