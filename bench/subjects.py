@@ -6,7 +6,6 @@ SAEs takes the memory of one.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
@@ -33,6 +32,8 @@ from bench.store import Store
 from bench.testing import check_sae
 from bench.types import SAE
 from bench.worlds.names import is_world
+
+_UNSCALED = "the object says expected_average_only_in, which its own encode does not apply: fold the factor into its weights first"
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,8 @@ def lineup(spec: RunSpec, objects: Mapping[str, SAE] | None = None) -> Lineup:
         BenchError: A reference, checkpoint, model or parameter is unusable. A checkpoint inside a folder of several
             does not raise; it is in `refused`.
     """
+    if objects and not spec.sae and any(v is not None for v in (spec.k, spec.threshold, spec.norm_scale)):
+        raise UsageError("k, threshold and norm_scale are facts of checkpoints; an SAE given as an object has its own", "leave them out")
     setting = setting_of(spec)
     entries, refused = _entries(setting)
     entries += [_of_object(name, sae) for name, sae in (objects or {}).items()]
@@ -222,21 +225,21 @@ def _given(setting: Setting, reference: str) -> Given:
 
 
 def _told_apart(swept: Mapping[str, _Entry], folder: str) -> list[_Entry]:
-    """SAEs of one folder; those that share a name are called by their place in it."""
-    names = Counter(e.loaded.name for e in swept.values())
+    """SAEs of a folder of several, called by their place in it, which no two share; one given by itself keeps its name."""
+    if (folder,) == tuple(swept):
+        return list(swept.values())
 
     def place(path: str) -> str:
         inside = Path(path).relative_to(Path(folder).expanduser())
         return "-".join(inside.with_suffix("").parts if inside.suffix in SINGLE else inside.parts)
 
-    own = {path: e.loaded.name if names[e.loaded.name] == 1 else place(path) for path, e in swept.items()}
-    inside = (folder,) != tuple(swept)
-    return [replace(e, loaded=replace(e.loaded, name=own[p]), swept=p if inside else "") for p, e in swept.items()]
+    return [replace(e, loaded=replace(e.loaded, name=place(p)), swept=p) for p, e in swept.items()]
 
 
 def _of_object(name: str, sae: Any) -> _Entry:
     check_sae(sae)
-    loaded, canonical = Loaded(None, format="python object", architecture=type(sae).__name__, name=name), Canonical(sae)
+    odd = (_UNSCALED,) if getattr(getattr(sae, "cfg", None), "normalize_activations", None) == "expected_average_only_in" else ()
+    loaded, canonical = Loaded(None, "python object", type(sae).__name__, name, oddities=odd), Canonical(sae)
     return _Entry(loaded, canonical.sha256, (canonical.d_in, canonical.d_sae), lambda: canonical)
 
 

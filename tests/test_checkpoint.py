@@ -61,7 +61,7 @@ def test_what_is_read_back_is_what_was_rounded(name: str, dtype: torch.dtype, tm
     assert (loaded.format, loaded.architecture, loaded.name, loaded.lm, loaded.hook) == (
         *("ortsae-bench", "ortsae", "mine", "hf:gpt2", "blocks.1.hook_resid_post"),
     )
-    assert loaded.facts == {"revision": "abc", "training": {"tokens": 5}}
+    assert loaded.facts == {"method": "ortsae", "revision": "abc", "training": {"tokens": 5}}
     assert loaded.oddities == ()  # float16 is how we save by default
 
 

@@ -72,7 +72,7 @@ def test_every_sae_of_a_sweep_is_measured(sweep: Path, tmp_path: Path) -> None:
     spec = make_spec({"sae": str(sweep), "records": str(tmp_path / "records"), **SIZES})
     todo = runner.workload(spec)
     outcomes = list(runner.measure(todo))
-    names = ["layer 1-trainer_1", "trainer_2", "trainer_10", "other-trainer_1"]  # by place where two share a name
+    names = ["layer 1-trainer_1", "layer 1-trainer_2", "layer 1-trainer_10", "other-trainer_1"]  # by place
     assert [o.job.subject.name for o in outcomes] == names and not todo.refused
     assert len({o.record.subject.sha256 for o in outcomes if o.record}) == 4
     assert all(o.found for o in runner.measure(runner.workload(spec)))
@@ -143,7 +143,7 @@ def test_a_sae_that_changes_under_way_is_refused(sweep: Path) -> None:
 
 
 def test_one_sae_is_asked_for_where_several_make_no_sense(sweep: Path) -> None:
-    with pytest.raises(UsageError, match="holds several SAEs: layer 1-trainer_1, trainer_2"):
+    with pytest.raises(UsageError, match="holds several SAEs: layer 1-trainer_1, layer 1-trainer_2"):
         single(RunSpec(sae=(str(sweep),)))
     assert single(RunSpec(sae=(str(sweep / "other"),))).facts.name == "trainer_1"
 

@@ -214,3 +214,23 @@ def test_an_object_of_three_members_is_evaluated(tmp_path: Path) -> None:
     site = {"lm": "tiny:random", "hook": "blocks.1.hook_resid_post"}
     found = bench.evaluate(WithRows(32), ["distinct_features"], **site, limit=2048, records=str(tmp_path))
     assert not found.errors and found.records[0].subject.d_sae == 10
+
+
+def test_flags_of_checkpoints_are_refused_for_objects() -> None:
+    import bench
+    from bench.errors import UsageError
+
+    with pytest.raises(UsageError, match="facts of checkpoints"):
+        bench.evaluate(WithRows(32), ["distinct_features"], lm="tiny:random", hook="blocks.1.hook_resid_post", k=3)
+
+
+def test_an_object_that_leaves_its_scale_out_is_measured_with_a_warning(tmp_path: Path) -> None:
+    from types import SimpleNamespace
+
+    import bench
+
+    sae = WithRows(32)
+    sae.cfg = SimpleNamespace(normalize_activations="expected_average_only_in")
+    site = {"lm": "tiny:random", "hook": "blocks.1.hook_resid_post"}
+    found = bench.evaluate(sae, ["distinct_features"], **site, limit=2048, records=str(tmp_path))
+    assert any("expected_average_only_in" in w for w in found.records[0].warnings)

@@ -274,6 +274,8 @@ def load(reference: str, device: str = "cpu", dtype: str = "float32") -> Languag
     hub = reference.startswith("hf:")
     name, _, revision = reference.removeprefix("hf:").partition("@") if hub else (reference, "", "")
     where = name if hub else str(Path(name).expanduser().resolve())
+    if not hub and not Path(where).is_dir():
+        raise UnavailableError(f"there is no folder {reference}", "give the folder of a model, or hf:NAME[@revision]")
     try:
         with translated(reference, "opened"):
             revision = model_commit(name, revision) if hub else ""
@@ -283,7 +285,7 @@ def load(reference: str, device: str = "cpu", dtype: str = "float32") -> Languag
             )
     except (OSError, ValueError, ImportError) as e:
         raise UnavailableError(
-            f"{reference} cannot be opened: {str(e).splitlines()[0]}",
+            f"{reference} cannot be opened: {(str(e).splitlines() or [type(e).__name__])[0]}",
             "check the name, the revision and the network, or use embedded:smollm2-135m-q4_1",
         ) from e
     revision = revision or weights_sha256(model)

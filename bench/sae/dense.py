@@ -100,11 +100,10 @@ class DenseSAE:
         """Codes of [n, d_in] activations, computed in blocks of tokens so that memory stays bounded."""
         if self.norm is None:
             return self._encoded(x)
-        plain, parts = replace(self, norm=None), []
-        for part in torch.from_numpy(np.array(x, np.float32)).split(_SCREENED):
-            frame = self.norm.frame(part)
-            parts.append(replace(plain._encoded(self.norm.apply(part, frame).numpy()), frame=frame.numpy()))
-        return Codes.concat(parts)
+        tokens = torch.from_numpy(np.array(x, np.float32))
+        frame = self.norm.frame(tokens)
+        codes = replace(self, norm=None)._encoded(self.norm.apply(tokens, frame).numpy())
+        return replace(codes, frame=frame.numpy())
 
     def _encoded(self, x: np.ndarray) -> Codes:
         if not len(x):
